@@ -1,0 +1,843 @@
+"""The estimators: parameters, validation, labels, fitted attributes. No arithmetic.
+
+An estimator turns what users give into a network, an optimizer and rows of data, hands them to the one training loop
+and takes what comes back as its fitted attributes, all at once at the end: work goes on in copies, so that a call that
+fails leaves the estimator exactly as it was.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+from skbn._layers import ACTIVATIONS, multilayer_perceptron
+from skbn._losses import log_loss
+from skbn._network import Network
+from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights
+from skbn._sklearn_compat import (
+    Interval,
+    Options,
+    StrOptions,
+    check_partial_fit_first_call,
+    fit_context,
+)
+from skbn._training import SOLVERS, History, Optimizer, Rows, train
+from skbn.backends import get_executor
+
+PLACEMENTS = ("input", "before", "after")
+
+
+@contextmanager
+def _unchanged_on_error(estimator):
+    """Put every attribute back if the block raises; arrays are never changed in place."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+class _BaseMLPBN(BaseEstimator):
+    """What the classifier and the regressor share: everything but labels and losses."""
+
+    _parameter_constraints: dict = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "batch_norm": [StrOptions(set(PLACEMENTS)), tuple, list, None],
+        "bn_momentum": [Interval(Real, 0, 1, closed="left"), None],
+        "bn_epsilon": [Interval(Real, 0, None, closed="neither")],
+        "bn_center": ["boolean"],
+        "bn_scale": ["boolean"],
+        "bn_statistics": [StrOptions({"population", "moving"})],
+        "bn_virtual_batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "solver": [StrOptions({"lbfgs", *SOLVERS})],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "power_t": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_iter_no_change": [
+            Interval(Integral, 1, None, closed="left"),
+            Options(Real, {np.inf}),
+        ],
+        "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "scoring": [str, callable, None],
+        "weight_init": [StrOptions(set(WEIGHT_INITS))],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "device": [StrOptions({"cpu", "cuda"}), None],
+    }
+
+    def _hidden_layer_sizes(self):
+        sizes = self.hidden_layer_sizes
+        sizes = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        if any(size <= 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+        return sizes
+
+    def _placements(self):
+        given = self.batch_norm
+        given = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+        unknown = [placement for placement in given if placement not in PLACEMENTS]
+        if unknown or len(set(given)) != len(given):
+            raise ValueError(
+                "The 'batch_norm' parameter must be None, 'input', 'before', 'after' or a tuple of "
+                f"different ones of these. Got {self.batch_norm!r} instead."
+            )
+        return given
+
+    def _refuse_what_is_not_implemented(self, **given):
+        """Name what a later version brings, rather than accept and ignore it."""
+        asked = {
+            "solver='lbfgs'": self.solver == "lbfgs",
+            "scoring": self.scoring is not None,
+            "max_grad_norm": self.max_grad_norm is not None,
+            "class_weight": getattr(self, "class_weight", None) is not None,
+            "device='cuda'": self.device == "cuda",
+            **{name: value is not None for name, value in given.items()},
+        }
+        for name, is_asked in asked.items():
+            if is_asked:
+                raise NotImplementedError(f"{name} is not implemented in this version of skbn.")
+
+    def _check_batch_norm_sizes(self, n_samples, placements):
+        """Refuse batches that have no variance."""
+        if not placements:
+            return
+        if n_samples < 2:
+            raise ValueError(
+                f"Found n_samples = {n_samples}, but batch normalization needs two or more samples: "
+                "collect more before fitting, or set batch_norm=None."
+            )
+        for name in ("batch_size", "bn_virtual_batch_size"):
+            if getattr(self, name) == 1:
+                raise ValueError(
+                    f"{name}=1 cannot be used with batch_norm={self.batch_norm!r}: the variance of "
+                    f"one row is 0. Use {name} >= 2 or batch_norm=None."
+                )
+
+    def _layers(self, n_features, n_outputs, placements):
+        return multilayer_perceptron(
+            n_features,
+            self._hidden_layer_sizes(),
+            n_outputs,
+            activation=self.activation,
+            placements=placements,
+            bn_options={
+                "momentum": self.bn_momentum,
+                "epsilon": self.bn_epsilon,
+                "center": self.bn_center,
+                "scale": self.bn_scale,
+                "virtual_batch_size": self.bn_virtual_batch_size,
+            },
+            dropout=self.dropout,
+        )
+
+    def _continued_network(self, layers):
+        """Return a copy of the fitted network, with what set_params changed about its layers."""
+        network = self._network.copy()
+        if network.layers == tuple(layers):
+            return network
+        changed = Network(layers, network.dtype)
+        if changed.tensors != network.tensors or len(changed.state) != len(network.state):
+            raise ValueError(
+                "The fitted network has other layers than hidden_layer_sizes, batch_norm, bn_center, "
+                "bn_scale and dropout now ask for; training can only continue with the same layers."
+            )
+        changed.assign(network)
+        return changed
+
+    def _batch_size(self, n_samples):
+        if self.batch_size == "auto":
+            return min(200, n_samples)
+        if self.batch_size > n_samples:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                stacklevel=2,
+            )
+        return min(self.batch_size, n_samples)
+
+    def _split(self, data, random_state):
+        """Hold out rows for early stopping with scikit-learn's draws; nothing is copied."""
+        stratify = data.targets if self._loss.out_activation == "logistic" else None
+        rows, held_out = train_test_split(
+            data.rows,
+            random_state=random_state,
+            test_size=self.validation_fraction,
+            stratify=stratify,
+        )
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        return data._replace(rows=rows), data._replace(rows=held_out)
+
+    def _fit(self, X, targets, validation, incremental):
+        """Train on validated rows and publish the result."""
+        n_samples, n_features = X.shape
+        placements = self._placements()
+        self._check_batch_norm_sizes(n_samples, placements)
+        layers = self._layers(n_features, self._loss.n_outputs, placements)
+        random_state = check_random_state(self.random_state)
+        if self._is_first_fit(incremental):
+            network, history = Network(layers, X.dtype), History()
+            initialize_weights(network, self.weight_init, self.activation, random_state)
+        else:
+            network, history = self._continued_network(layers), self._history.copy()
+        if incremental and hasattr(self, "_optimizer"):
+            optimizer = self._optimizer.copy()
+        else:
+            optimizer = Optimizer(
+                network,
+                solver=self.solver,
+                learning_rate_init=self.learning_rate_init,
+                schedule=self.learning_rate,
+                power_t=self.power_t,
+                momentum=self.momentum,
+                nesterovs_momentum=self.nesterovs_momentum,
+                beta_1=self.beta_1,
+                beta_2=self.beta_2,
+                epsilon=self.epsilon,
+            )
+        if incremental and self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        data = Rows(X, targets, np.arange(n_samples))
+        if self.early_stopping and validation is None:
+            data, validation = self._split(data, random_state)
+            self._check_batch_norm_sizes(len(data.rows), placements)
+        network.use_population = False
+        executor = get_executor(self.device)(
+            network,
+            loss_kind=self._loss.kind,
+            alpha=self.alpha,
+            batch_size=self._batch_size(len(data.rows)),
+            dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
+        )
+        train(
+            network,
+            executor,
+            optimizer,
+            history,
+            data,
+            validation,
+            max_iter=self.max_iter,
+            shuffle=self.shuffle,
+            random_state=random_state,
+            early_stopping=self.early_stopping,
+            tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            verbose=self.verbose,
+            incremental=incremental,
+        )
+        if placements and self.bn_statistics == "population" and not incremental:
+            with executor:
+                executor.update_population_statistics(X, np.sort(data.rows))
+        self._publish(network, optimizer, history, validated=validation is not None)
+        return self
+
+    def _is_first_fit(self, incremental):
+        return not hasattr(self, "_network") or not (self.warm_start or incremental)
+
+    def _publish(self, network, optimizer, history, validated):
+        """Set the fitted attributes."""
+        self._network, self._optimizer, self._history = network, optimizer, history
+        self.n_layers_ = len(network.coefs) + 1
+        self.n_outputs_ = network.n_outputs
+        self.out_activation_ = self._loss.out_activation
+        self.n_iter_ = history.n_iter
+        self.t_ = history.n_samples_seen
+        self.loss_curve_ = history.loss_curve
+        self.loss_ = history.loss_curve[-1] if history.loss_curve else np.nan
+        self.train_scores_ = history.train_scores
+        self.best_loss_ = None if self.early_stopping else history.best_loss
+        self.best_iter_ = history.best_iter
+        self.validation_scores_ = history.validation_scores if validated else None
+        self.validation_loss_curve_ = history.validation_loss_curve if validated else None
+        self.best_validation_score_ = history.best_validation_score if validated else None
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_network")
+
+    @property
+    def coefs_(self):
+        """Weight matrices."""
+        return self._network.coefs
+
+    @property
+    def intercepts_(self):
+        """Bias vectors."""
+        return self._network.intercepts
+
+    @property
+    def batch_norms_(self):
+        """Batch normalizations."""
+        return self._network.batch_norms
+
+    def _raw_outputs(self, X):
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=self._network.dtype, reset=False)
+        with get_executor(self.device)(self._network, loss_kind=self._loss.kind) as executor:
+            return executor.predict(X)
+
+    def recalibrate(self, X):
+        """Measure the population statistics anew on other data; weights stay as they are.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of the kind that predictions will be asked for.
+
+        Returns
+        -------
+        self : object
+            The estimator, which predicts with the new statistics.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two rows.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=self._network.dtype, reset=False)
+        self._check_batch_norm_sizes(X.shape[0], self._network.batch_norm_indices)
+        network = self._network.copy()
+        with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
+            executor.update_population_statistics(X, np.arange(X.shape[0]))
+        self._network = network
+        return self
+
+
+class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
+    """Multi-layer perceptron classifier with batch normalization.
+
+    It minimizes the log loss by stochastic gradient descent. With ``batch_norm=None`` it is
+    scikit-learn's :class:`~sklearn.neural_network.MLPClassifier`, number for number; every
+    parameter of that class has its name, default and meaning here.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : array-like of int, default=(100,)
+        Number of units of each hidden layer.
+
+    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
+        Activation of the hidden layers.
+
+    batch_norm : {"input", "before", "after"}, tuple of these or None, default="after"
+        Where batch normalization stands:
+
+        - "input": on ``X`` itself.
+        - "before": between a dense layer and its activation, as in [1]_.
+        - "after": behind the activation.
+        - a tuple: in several places, e.g. ``("input", "after")``.
+        - None: nowhere.
+
+        The output layer is never normalized.
+
+    bn_momentum : float or None, default=0.9
+        Fraction of the moving statistics that is *retained* at each mini-batch, in [0, 1), as in
+        Keras (PyTorch's momentum is one minus this). None weighs every mini-batch so far equally.
+
+    bn_epsilon : float, default=1e-3
+        Added to the variance before the square root is taken.
+
+    bn_center : bool, default=True
+        Whether to learn a shift, beta.
+
+    bn_scale : bool, default=True
+        Whether to learn a scale, gamma.
+
+    bn_statistics : {"population", "moving"}, default="population"
+        What predictions normalize with: mean and variance over all training rows, measured once
+        when `fit` ends, or the moving averages over mini-batches. `partial_fit` never sees all
+        rows and always leaves the moving ones in use; see `recalibrate`.
+
+    bn_virtual_batch_size : int or None, default=None
+        Number of rows that share statistics in training ("ghost batch normalization" [2]_). None:
+        the whole mini-batch.
+
+    solver : {"sgd", "adam", "rmsprop", "lbfgs"}, default="adam"
+        Optimizer. "lbfgs" is not implemented yet.
+
+    alpha : float, default=0.0001
+        L2 penalty on the weights; biases, gamma and beta are never penalized. The penalty is
+        divided by the number of rows of the mini-batch.
+
+    batch_size : int or "auto", default="auto"
+        Rows in a mini-batch; "auto" is ``min(200, n_samples)``. Where batch normalization is on, a
+        last mini-batch of a single row joins the one before it.
+
+    learning_rate : {"constant", "invscaling", "adaptive"}, default="constant"
+        Schedule of the learning rate, for ``solver="sgd"``: constant; divided by
+        ``t ** power_t``; or divided by 5 whenever training stops to improve.
+
+    learning_rate_init : float, default=0.001
+        Initial learning rate.
+
+    power_t : float, default=0.5
+        Exponent of "invscaling".
+
+    max_iter : int, default=200
+        Number of epochs at most.
+
+    shuffle : bool, default=True
+        Whether to shuffle the rows before each epoch.
+
+    random_state : int, RandomState instance or None, default=None
+        Source of initial weights, shuffles, the split for early stopping and dropout. The same
+        int gives the same initial weights and mini-batches whatever `batch_norm` and `dropout`,
+        so placements are compared on equal terms.
+
+    tol : float, default=1e-4
+        Improvement of the loss (or of the validation score) below which an epoch counts as
+        without improvement.
+
+    verbose : bool or int, default=False
+        Whether to print the loss after each epoch.
+
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights of the previous call.
+
+    momentum : float, default=0.9
+        Momentum of ``solver="sgd"``, in [0, 1].
+
+    nesterovs_momentum : bool, default=True
+        Whether momentum of ``solver="sgd"`` is Nesterov's.
+
+    early_stopping : bool, default=False
+        Whether to stop when the validation score stops to improve, and to restore the weights and
+        statistics of the best epoch. The validation set is `X_val` if given to `fit`, else
+        `validation_fraction` of the training rows.
+
+    validation_fraction : float, default=0.1
+        Part of the training rows held out for early stopping without `X_val`.
+
+    beta_1 : float, default=0.9
+        Decay of the first moment, for ``solver="adam"``.
+
+    beta_2 : float, default=0.999
+        Decay of the second moment, for ``solver="adam"`` and ``solver="rmsprop"`` (whose custom
+        is 0.9).
+
+    epsilon : float, default=1e-8
+        Added to the root of the second moment, for ``solver="adam"`` and ``solver="rmsprop"``.
+
+    n_iter_no_change : int, default=10
+        Epochs without improvement after which training stops; ``numpy.inf`` for never.
+
+    max_fun : int, default=15000
+        Function evaluations at most, for ``solver="lbfgs"``.
+
+    dropout : float, default=0.0
+        Probability that a hidden unit is dropped in training, behind the activation (behind its
+        batch normalization with "after").
+
+    class_weight : dict, "balanced" or None, default=None
+        Not implemented yet.
+
+    scoring : str, callable or None, default=None
+        What early stopping watches: None is accuracy. Others are not implemented yet.
+
+    weight_init : str, default="auto"
+        Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
+        biases), "he_uniform", "he_normal", "glorot_uniform", "glorot_normal" or "lecun_normal"
+        (biases zero).
+
+    max_grad_norm : float or None, default=None
+        Not implemented yet.
+
+    device : {None, "cpu", "cuda"}, default=None
+        Where to compute. None and "cpu" are the processor; "cuda" is not implemented yet.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+
+    coefs_ : list of ndarray of shape (n_in, n_out)
+        Weight matrices, one a dense layer. Batch normalization is not folded in.
+
+    intercepts_ : list of ndarray of shape (n_out,)
+        Bias vectors. Those in front of a batch normalization ("before") are never trained, because
+        the mean subtraction cancels them.
+
+    batch_norms_ : list of BatchNormRecord
+        One record a batch normalization, in network order: `position`, `layer`, `gamma`, `beta`,
+        `moving_mean`, `moving_var`, `population_mean`, `population_var`. The population
+        statistics are None where predictions use the moving ones.
+
+    loss_ : float
+        Loss of the last epoch, measured in training mode, penalty included.
+
+    best_loss_ : float or None
+        Lowest loss of an epoch; None with early stopping.
+
+    loss_curve_ : list of float
+        Loss after each epoch.
+
+    train_scores_ : list of float
+        Accuracy of each epoch in training mode: on the mini-batches, while they are trained on.
+
+    validation_scores_ : list of float or None
+        Accuracy on the validation set after each epoch, with the moving statistics; None without a
+        validation set.
+
+    validation_loss_curve_ : list of float or None
+        Log loss on the validation set after each epoch, without penalty.
+
+    best_validation_score_ : float or None
+        Highest of `validation_scores_`.
+
+    best_iter_ : int
+        Epoch, counted from 1 along `loss_curve_`, of the best validation score with early
+        stopping, else of the lowest loss.
+
+    n_iter_ : int
+        Epochs done by the last call.
+
+    t_ : int
+        Training rows seen, repetitions counted.
+
+    n_layers_ : int
+        Number of layers, input and output included.
+
+    n_outputs_ : int
+        Number of outputs: 1 for two classes.
+
+    out_activation_ : {"logistic", "softmax"}
+        Activation of the output.
+
+    n_features_in_ : int
+        Number of features seen during `fit`.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of features seen during `fit`, where all are strings.
+
+    See Also
+    --------
+    sklearn.neural_network.MLPClassifier : The same without batch normalization.
+
+    Notes
+    -----
+    Computation is in the type of `X`: float32 stays float32. Statistics are float64 always.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", ICML 2015. :arxiv:`1502.03167`
+    .. [2] E. Hoffer, I. Hubara and D. Soudry, "Train longer, generalize better", NIPS 2017.
+       :arxiv:`1705.08741`
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_circles
+    >>> from skbn import MLPClassifierBN
+    >>> X, y = make_circles(1000, noise=0.1, random_state=1)
+    >>> clf = MLPClassifierBN((50,), random_state=0).fit(X[:500], y[:500])
+    >>> clf.score(X[500:], y[500:]) > 0.8
+    True
+    >>> clf.batch_norms_[0].position
+    'after'
+    """
+
+    _parameter_constraints: dict = {
+        **_BaseMLPBN._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        batch_norm="after",
+        bn_momentum=0.9,
+        bn_epsilon=1e-3,
+        bn_center=True,
+        bn_scale=True,
+        bn_statistics="population",
+        bn_virtual_batch_size=None,
+        solver="adam",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        dropout=0.0,
+        class_weight=None,
+        scoring=None,
+        weight_init="auto",
+        max_grad_norm=None,
+        device=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.bn_momentum = bn_momentum
+        self.bn_epsilon = bn_epsilon
+        self.bn_center = bn_center
+        self.bn_scale = bn_scale
+        self.bn_statistics = bn_statistics
+        self.bn_virtual_batch_size = bn_virtual_batch_size
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
+        self.dropout = dropout
+        self.class_weight = class_weight
+        self.scoring = scoring
+        self.weight_init = weight_init
+        self.max_grad_norm = max_grad_norm
+        self.device = device
+
+    @property
+    def _loss(self):
+        return log_loss(len(self.classes_))
+
+    def _check_labels(self, y):
+        """Return labels as one column, or say why they are none."""
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if y.ndim != 1:
+            if type_of_target(y).startswith("multilabel"):
+                raise NotImplementedError(
+                    "multilabel y is not implemented in this version of skbn."
+                )
+            raise ValueError("Multioutput target data is not supported with label binarization")
+        return y
+
+    def _check_known_classes(self, y):
+        """Refuse labels that training cannot continue with; scikit-learn's words."""
+        classes = unique_labels(y)
+        if self.warm_start:
+            if set(classes) != set(self.classes_):
+                raise ValueError(
+                    "warm_start can only be used where `y` has the same classes as in the previous "
+                    f"call to fit. Previously got {self.classes_}, `y` has {classes}"
+                )
+        elif len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. "
+                f"'y' has {classes}."
+            )
+
+    def _validate_training_data(self, X, y, incremental):
+        first_fit = self._is_first_fit(incremental)
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=(np.float64, np.float32) if first_fit else self._network.dtype,
+            multi_output=True,
+            reset=first_fit,
+        )
+        y = self._check_labels(y)
+        if first_fit and not incremental:
+            self.classes_ = np.unique(y)
+        else:
+            self._check_known_classes(y)
+        return X, self._targets(y, X.dtype)
+
+    def _targets(self, y, dtype):
+        return np.searchsorted(self.classes_, y).astype(dtype)
+
+    def _validate_validation_data(self, X_val, y_val, dtype):
+        if (X_val is None) != (y_val is None):
+            given, missing = ("X_val", "y_val") if y_val is None else ("y_val", "X_val")
+            raise ValueError(f"{given} was given without {missing}; give both or neither.")
+        if X_val is None:
+            return None
+        X_val = validate_data(self, X_val, dtype=dtype, reset=False)
+        y_val = column_or_1d(y_val, warn=True)
+        check_consistent_length(X_val, y_val)
+        unknown = np.setdiff1d(y_val, self.classes_)
+        if len(unknown):
+            raise ValueError(f"`y_val` has classes that `y` has not: {unknown}.")
+        return Rows(X_val, self._targets(y_val, dtype), np.arange(X_val.shape[0]))
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+        """Fit the network to labelled rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows; float32 is computed in float32, anything else in float64.
+
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        sample_weight : None
+            Not implemented yet.
+
+        X_val : array-like of shape (n_val_samples, n_features), default=None
+            Validation rows, scored after each epoch. They change nothing, unless
+            ``early_stopping=True``: then they take the place of the split.
+
+        y_val : array-like of shape (n_val_samples,), default=None
+            Labels of `X_val`.
+
+        sample_weight_val : None
+            Not implemented yet.
+
+        Returns
+        -------
+        self : object
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter is not usable, or if training diverges. The estimator is then
+            as it was before the call.
+        NotImplementedError
+            If something is asked for that this version does not have.
+        """
+        self._refuse_what_is_not_implemented(
+            sample_weight=sample_weight, sample_weight_val=sample_weight_val
+        )
+        with _unchanged_on_error(self):
+            X, targets = self._validate_training_data(X, y, incremental=False)
+            validation = self._validate_validation_data(X_val, y_val, X.dtype)
+            return self._fit(X, targets, validation, incremental=False)
+
+    @available_if(lambda self: self.solver != "lbfgs")
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, sample_weight=None, classes=None):
+        """Train for one epoch on the given rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        sample_weight : None
+            Not implemented yet.
+
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will ever occur. Needed at the first call only.
+
+        Returns
+        -------
+        self : object
+            Trained estimator, which predicts with the moving statistics until `recalibrate`.
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter is not usable, or if training diverges. The estimator is then
+            as it was before the call.
+        NotImplementedError
+            If something is asked for that this version does not have.
+        """
+        self._refuse_what_is_not_implemented(sample_weight=sample_weight)
+        with _unchanged_on_error(self):
+            check_partial_fit_first_call(self, classes)
+            X, targets = self._validate_training_data(X, y, incremental=True)
+            return self._fit(X, targets, None, incremental=True)
+
+    def predict(self, X):
+        """Predict the class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+            Predicted classes.
+        """
+        raw = self._raw_outputs(X)
+        return self.classes_[self._loss.decide(raw)]
+
+    def predict_proba(self, X):
+        """Predict the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        y_prob : ndarray of shape (n_samples, n_classes)
+            Probabilities, columns in the order of `classes_`.
+        """
+        raw = self._raw_outputs(X)
+        return self._loss.predict_proba(raw)
+
+    def predict_log_proba(self, X):
+        """Predict the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        log_y_prob : ndarray of shape (n_samples, n_classes)
+            Log-probabilities, from the logits: never minus infinity for finite logits.
+        """
+        raw = self._raw_outputs(X)
+        return self._loss.predict_log_proba(raw)

@@ -1,0 +1,59 @@
+"""Everything random, drawn on the host so that every executor starts from the same numbers.
+
+Initial weights and shuffles come from the ``RandomState`` of ``random_state``, in scikit-learn's order, so that
+``batch_norm=None`` reproduces scikit-learn draw for draw. Dropout has a stream of its own, a counter-based generator
+keyed once per fit: turning dropout on changes neither the initial weights nor the batches.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+
+WEIGHT_INITS = ("auto", "he_uniform", "he_normal", "glorot_uniform", "glorot_normal", "lecun_normal")
+
+
+def initialize_weights(network, weight_init, activation, random_state):
+    """Draw the initial weights of every dense layer into ``network.params``.
+
+    Weights and bias are drawn layer by layer, in network order. A bias is drawn also where it is then set to zero, so
+    that what is drawn next does not depend on ``weight_init``.
+
+    Parameters
+    ----------
+    network : Network
+        Its ``params`` are written.
+    weight_init : str
+        One of ``WEIGHT_INITS``. "auto" is scikit-learn's rule: uniform weights and biases within
+        ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010). The others are
+        Keras's rules with zero biases, but that normal draws are not truncated.
+    activation : str
+        Activation of the hidden layers.
+    random_state : RandomState
+        Source of the draws.
+    """
+    for coef, intercept in zip(network.coefs, network.intercepts, strict=True):
+        fan_in, fan_out = coef.shape
+        bound = np.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
+        if weight_init.endswith("normal"):
+            scale = {
+                "he_normal": np.sqrt(2.0 / fan_in),
+                "glorot_normal": np.sqrt(2.0 / (fan_in + fan_out)),
+                "lecun_normal": np.sqrt(1.0 / fan_in),
+            }[weight_init]
+            coef[...] = random_state.normal(0.0, scale, coef.shape)
+        else:
+            limit = {
+                "auto": bound,
+                "he_uniform": np.sqrt(6.0 / fan_in),
+                "glorot_uniform": np.sqrt(6.0 / (fan_in + fan_out)),
+            }[weight_init]
+            coef[...] = random_state.uniform(-limit, limit, coef.shape)
+        intercept[...] = random_state.uniform(-bound, bound, fan_out)
+        if weight_init != "auto":
+            intercept[...] = 0.0
+
+
+def dropout_key(random_state):
+    """Return two 32-bit words for the dropout generator, without advancing ``random_state``."""
+    twin = np.random.RandomState()
+    twin.set_state(random_state.get_state())
+    return tuple(int(word) for word in twin.randint(0, 2**32, size=2, dtype=np.uint32))

@@ -1,0 +1,282 @@
+"""The only epoch loop: shuffles, schedules, early stopping, curves. No arithmetic on weights, no devices.
+
+It drives an executor through a whole epoch in one call (or a few, where an epoch is long, so that Ctrl-C works) and
+decides what happens between epochs, word for word as scikit-learn's MLP does: what it prints, when it stops, how the
+learning rate moves. What scikit-learn has not is added beside it: scores in training mode, validation curves, the best
+epoch's statistics, and an end to training that has diverged.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind
+
+SOLVERS = {"sgd": OptimizerKind.SGD, "adam": OptimizerKind.ADAM, "rmsprop": OptimizerKind.RMSPROP}
+
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed."  # scikit-learn's sentence
+)
+
+
+class Rows(NamedTuple):
+    """Rows of a data set: X and targets are never copied, ``rows`` says which of them count."""
+
+    X: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass
+class History:
+    """What training leaves behind, carried on by warm starts and ``partial_fit``."""
+
+    n_iter: int = 0
+    n_samples_seen: int = 0
+    loss_curve: list = field(default_factory=list)
+    train_scores: list = field(default_factory=list)
+    validation_scores: list = field(default_factory=list)
+    validation_loss_curve: list = field(default_factory=list)
+    best_loss: float = np.inf
+    best_validation_score: float = -np.inf
+    best_iter: int = 0
+    no_improvement_count: int = 0
+
+    def copy(self):
+        """Return a history that can grow without changing this one."""
+        fields = vars(self).items()
+        return History(**{k: list(v) if isinstance(v, list) else v for k, v in fields})
+
+    def update(self, early_stopping, tol):
+        """Take the last epoch into the best values; return whether it is the best so far."""
+        if early_stopping:
+            score = self.validation_scores[-1]
+            improved = not score < self.best_validation_score + tol
+            best = score > self.best_validation_score
+        else:
+            loss = self.loss_curve[-1]
+            improved = not loss > self.best_loss - tol
+            best = loss < self.best_loss
+        self.no_improvement_count = 0 if improved else self.no_improvement_count + 1
+        self.best_loss = min(self.best_loss, self.loss_curve[-1])
+        if self.validation_scores:
+            self.best_validation_score = max(self.best_validation_score, self.validation_scores[-1])
+        if best:
+            self.best_iter = len(self.loss_curve)
+        return best
+
+
+class Optimizer:
+    """An update rule with its memory and its learning rate schedule.
+
+    Parameters
+    ----------
+    network : Network
+        Network whose parameters it will update.
+    solver : {"sgd", "adam", "rmsprop"}
+        Update rule.
+    learning_rate_init : float
+        Learning rate to begin with.
+    schedule : {"constant", "invscaling", "adaptive"}
+        How the learning rate of "sgd" moves; the other rules adapt by themselves.
+    power_t : float
+        Exponent of "invscaling".
+    momentum, nesterovs_momentum, beta_1, beta_2, epsilon
+        As in :class:`skbn.MLPClassifierBN`.
+    """
+
+    def __init__(
+        self,
+        network,
+        *,
+        solver,
+        learning_rate_init,
+        schedule,
+        power_t,
+        momentum,
+        nesterovs_momentum,
+        beta_1,
+        beta_2,
+        epsilon,
+    ):
+        self.schedule = schedule if solver == "sgd" else "constant"
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        n_vectors = 2 if solver == "adam" else 1
+        self.memory = np.zeros(n_vectors * network.n_params, dtype=network.dtype)
+        self.record = np.zeros(1, dtype=OPTIMIZER_DTYPE)
+        self.record[0] = (
+            SOLVERS[solver],
+            nesterovs_momentum,
+            0,
+            learning_rate_init,
+            momentum,
+            beta_1,
+            beta_2,
+            epsilon,
+        )
+
+    def copy(self):
+        """Return an optimizer that can go on without changing this one."""
+        twin = object.__new__(Optimizer)
+        twin.__dict__.update(self.__dict__, memory=self.memory.copy(), record=self.record.copy())
+        return twin
+
+    def end_epoch(self, n_samples_seen):
+        """Move the learning rate of "invscaling"."""
+        if self.schedule == "invscaling":
+            rate = self.learning_rate_init / (n_samples_seen + 1) ** self.power_t
+            self.record["learning_rate"] = rate
+
+    def should_stop(self, message, verbose):
+        """Answer a lack of improvement: stop, or (for "adaptive") go on with a fifth of the rate."""
+        ending = " Stopping."
+        if self.schedule == "adaptive":
+            rate = self.record["learning_rate"][0]
+            if rate > 1e-6:
+                self.record["learning_rate"] = rate / 5.0
+                ending = " Setting learning rate to %f" % (rate / 5.0)
+            else:
+                ending = " Learning rate too small. Stopping."
+        if verbose:
+            print(message + ending)
+        return ending.endswith("Stopping.")
+
+
+def _run_epoch(executor, optimizer, data):
+    """Return mean loss and accuracy of one epoch, both as seen in training mode."""
+    total, n_correct, position = 0.0, 0, 0
+    n_samples = len(data.rows)
+    while position < n_samples:
+        loss, correct, position = executor.train(
+            data.X, data.targets, data.rows, position, optimizer.record, optimizer.memory
+        )
+        total += loss
+        n_correct += correct
+    return total / n_samples, n_correct / n_samples
+
+
+def _diverged(network, epoch):
+    """Return the error for a network whose loss or weights are not finite."""
+    layer = network.first_non_finite_layer()
+    n_hidden = len(network.intercepts) - 1
+    where = "output layer" if layer is None or layer == n_hidden else f"hidden layer {layer}"
+    return ValueError(f"{NOT_FINITE} Training diverged in the {where}, epoch {epoch}.")
+
+
+def train(
+    network,
+    executor,
+    optimizer,
+    history,
+    data,
+    validation=None,
+    *,
+    max_iter,
+    shuffle,
+    random_state,
+    early_stopping,
+    tol,
+    n_iter_no_change,
+    verbose,
+    incremental=False,
+):
+    """Train a network in place, epoch by epoch.
+
+    Parameters
+    ----------
+    network : Network
+        Trained in place; with early stopping it ends as it was after its best epoch.
+    executor : executor
+        What computes; made for this network.
+    optimizer : Optimizer
+        Advanced in place.
+    history : History
+        Extended in place.
+    data : Rows
+        Training rows; ``rows`` is shuffled in place.
+    validation : Rows or None
+        Rows to score after each epoch.
+    max_iter : int
+        Epochs at most.
+    shuffle : bool
+        Whether to shuffle before each epoch.
+    random_state : RandomState
+        Source of the shuffles.
+    early_stopping : bool
+        Whether the validation score, instead of the training loss, decides when to stop.
+    tol, n_iter_no_change, verbose
+        As in :class:`skbn.MLPClassifierBN`.
+    incremental : bool
+        Whether to do one epoch only and say nothing about convergence (``partial_fit``).
+
+    Raises
+    ------
+    ValueError
+        If loss or weights stop being finite, unless early stopping has a finite epoch to return to.
+    """
+    best = network.copy() if early_stopping else None
+    watched = "Validation score" if early_stopping else "Training loss"
+    history.n_iter = 0
+    try:
+        with executor:
+            for _ in range(max_iter):
+                if shuffle:
+                    # Shuffling the indices again and again composes to scikit-learn's permutations.
+                    random_state.shuffle(data.rows)
+                loss, score = _run_epoch(executor, optimizer, data)
+                history.n_iter += 1
+                history.n_samples_seen += len(data.rows)
+                history.loss_curve.append(loss)
+                history.train_scores.append(score)
+                if verbose:
+                    print("Iteration %d, loss = %.8f" % (history.n_iter, loss))
+                diverged = not np.isfinite(loss)
+                if validation is not None:
+                    validation_loss, n_correct = executor.evaluate(*validation)
+                    diverged = diverged or not np.isfinite(validation_loss)
+                    score = np.nan if diverged else n_correct / len(validation.rows)
+                    history.validation_loss_curve.append(validation_loss)
+                    history.validation_scores.append(score)
+                    if verbose:
+                        print("Validation score: %f" % score)
+                if diverged:
+                    if early_stopping and np.isfinite(history.best_validation_score):
+                        warnings.warn(
+                            f"{NOT_FINITE} The weights of epoch {history.best_iter} are restored.",
+                            ConvergenceWarning,
+                            stacklevel=2,
+                        )
+                        break
+                    raise _diverged(network, history.n_iter)
+                if history.update(early_stopping, tol) and early_stopping:
+                    best.assign(network)
+                optimizer.end_epoch(history.n_samples_seen)
+                if history.no_improvement_count > n_iter_no_change:
+                    message = (
+                        f"{watched} did not improve more than tol={tol:f} for "
+                        f"{n_iter_no_change} consecutive epochs."
+                    )
+                    if optimizer.should_stop(message, verbose):
+                        break
+                    history.no_improvement_count = 0
+                if incremental:
+                    break
+                if history.n_iter == max_iter:
+                    warnings.warn(
+                        f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the "
+                        "optimization hasn't converged yet.",
+                        ConvergenceWarning,
+                        stacklevel=2,
+                    )
+    except KeyboardInterrupt:
+        warnings.warn("Training interrupted by user.", stacklevel=2)
+    if early_stopping:
+        network.assign(best)
+    if network.first_non_finite_layer() is not None:
+        raise _diverged(network, history.n_iter)

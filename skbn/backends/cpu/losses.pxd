@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Losses of raw outputs: the sum over the rows, its gradient, and how many rows are decided right.
+
+The reduction is decided in skbn/_losses.py: the gradient is multiplied by ``rate`` (1 / rows of the batch), the sum is
+not. ``draw`` may be NULL (evaluation) and may be ``raw`` itself.
+"""
+
+from cython cimport floating
+from libc.math cimport fabs, fabsf, log
+
+from skbn.backends.cpu.elementary cimport exponential
+
+cdef enum:
+    ROWS = 256  # rows whose losses are multiplied before one logarithm is taken: at most 2**256
+
+
+cdef inline double binary_log_loss(
+    floating* draw,             # OUT (n_rows,)
+    Py_ssize_t* n_correct,      # IN/OUT
+    const floating* raw,        # IN  (n_rows,) logits
+    const floating* targets,    # IN  (n_all,) codes 0 and 1
+    const Py_ssize_t* rows,     # IN  (n_rows,) rows of targets; NULL: the first n_rows
+    Py_ssize_t n_rows, floating rate,
+) noexcept nogil:
+    """sum of max(z, 0) - z y + log(1 + exp(-|z|)).
+
+    The logarithms are one: the sum of log(1 + e) is the log of the product of the (1 + e), each in (1, 2].
+    """
+    cdef floating e[ROWS]
+    cdef floating y[ROWS]
+    cdef floating z, p
+    cdef double total = 0, product
+    cdef Py_ssize_t i, start, block
+    for start in range(0, n_rows, 256):  # ROWS
+        block = min(<Py_ssize_t> ROWS, n_rows - start)
+        for i in range(block):
+            y[i] = targets[rows[start + i] if rows != NULL else start + i]
+        for i in range(block):
+            z = raw[start + i]
+            e[i] = exponential(-(fabsf(z) if floating is float else fabs(z)))
+        product = 1
+        for i in range(block):
+            z = raw[start + i]
+            product *= 1 + <double> e[i]
+            total += (z if z > 0 else 0) - z * y[i]  # NaN arrives by way of z * y
+            n_correct[0] += (z > 0) == (y[i] > 0)
+        total += log(product)
+        if draw != NULL:
+            for i in range(block):
+                z = raw[start + i]
+                p = (e[i] if z < 0 else 1) / (1 + e[i])
+                draw[start + i] = (p - y[i]) * rate
+    return total
+
+
+cdef inline double categorical_log_loss(
+    floating* draw,             # OUT (n_rows, n_classes) by stride
+    Py_ssize_t* n_correct,      # IN/OUT
+    const floating* raw,        # IN  (n_rows, n_classes) by stride
+    const floating* targets,    # IN  (n_all,) codes
+    const Py_ssize_t* rows,     # IN  (n_rows,) rows of targets; NULL: the first n_rows
+    Py_ssize_t n_rows, Py_ssize_t n_classes, Py_ssize_t stride, floating rate,
+) noexcept nogil:
+    """sum of log(sum(exp(z - max z))) - (z_y - max z)."""
+    cdef const floating* z
+    cdef floating largest, inverse
+    cdef double total = 0, exponentials
+    cdef Py_ssize_t i, j, code, best
+    for i in range(n_rows):
+        z = raw + i * stride
+        code = <Py_ssize_t> targets[rows[i] if rows != NULL else i]
+        largest = z[0]
+        best = 0
+        for j in range(1, n_classes):
+            if z[j] > largest:
+                largest = z[j]
+                best = j
+        n_correct[0] += best == code
+        exponentials = 0
+        total += largest - z[code]
+        if draw == NULL:
+            for j in range(n_classes):
+                exponentials += exponential(z[j] - largest)
+        else:
+            for j in range(n_classes):
+                draw[i * stride + j] = exponential(z[j] - largest)
+                exponentials += draw[i * stride + j]
+            inverse = <floating> (rate / exponentials)
+            for j in range(n_classes):
+                draw[i * stride + j] = draw[i * stride + j] * inverse
+            draw[i * stride + code] = draw[i * stride + code] - rate
+        total += log(exponentials)
+    return total

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Optimizers: one loop over the flat vectors, pads included (they are zero and stay zero).
+
+``memory`` holds the optimizer's own vectors one behind the other, each as long as ``params``.
+"""
+
+from cython cimport floating
+from libc.math cimport pow, sqrt, sqrtf
+
+from skbn.backends.records cimport SKBN_ADAM, SKBN_SGD, OptimizerRecord
+
+
+cdef inline void sgd_update(
+    floating* params, floating* velocity,       # IN/OUT (size,)
+    const floating* grads,                      # IN
+    Py_ssize_t size, floating learning_rate, floating momentum, bint nesterov,
+) noexcept nogil:
+    """Momentum (Sutskever et al., 2013), in the form that scikit-learn uses."""
+    cdef Py_ssize_t k
+    cdef floating v
+    if nesterov:
+        for k in range(size):
+            v = momentum * velocity[k] - learning_rate * grads[k]
+            velocity[k] = v
+            params[k] = params[k] + (momentum * v - learning_rate * grads[k])
+    else:
+        for k in range(size):
+            v = momentum * velocity[k] - learning_rate * grads[k]
+            velocity[k] = v
+            params[k] = params[k] + v
+
+
+cdef inline void adam_update(
+    floating* params, floating* first, floating* second,    # IN/OUT (size,)
+    const floating* grads,                                  # IN
+    Py_ssize_t size, floating rate, floating beta_1, floating beta_2, floating epsilon,
+) noexcept nogil:
+    """Kingma & Ba, 2014; ``rate`` holds the bias corrections."""
+    cdef Py_ssize_t k
+    cdef floating m, v, rest_1 = 1 - beta_1, rest_2 = 1 - beta_2
+    for k in range(size):
+        m = beta_1 * first[k] + rest_1 * grads[k]
+        v = beta_2 * second[k] + rest_2 * (grads[k] * grads[k])
+        first[k] = m
+        second[k] = v
+        params[k] = params[k] - rate * m / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
+
+
+cdef inline void rmsprop_update(
+    floating* params, floating* second,         # IN/OUT (size,)
+    const floating* grads,                      # IN
+    Py_ssize_t size, floating rate, floating beta_2, floating epsilon,
+) noexcept nogil:
+    """Hinton's lecture 6e, 2012; ``beta_2`` is the decay of the mean square."""
+    cdef Py_ssize_t k
+    cdef floating v, rest_2 = 1 - beta_2
+    for k in range(size):
+        v = beta_2 * second[k] + rest_2 * (grads[k] * grads[k])
+        second[k] = v
+        params[k] = params[k] - rate * grads[k] / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
+
+
+cdef inline void optimizer_update(
+    floating* params, floating* memory, const floating* grads, Py_ssize_t size,
+    OptimizerRecord* optimizer,
+) noexcept nogil:
+    """Count one update and do it."""
+    cdef double rate = optimizer.learning_rate
+    optimizer.t += 1
+    if optimizer.kind == SKBN_SGD:
+        sgd_update(
+            params, memory, grads, size,
+            <floating> rate, <floating> optimizer.momentum, optimizer.nesterov,
+        )
+    elif optimizer.kind == SKBN_ADAM:
+        rate *= sqrt(1 - pow(optimizer.beta_2, optimizer.t)) / (1 - pow(optimizer.beta_1, optimizer.t))
+        adam_update(
+            params, memory, memory + size, grads, size, <floating> rate,
+            <floating> optimizer.beta_1, <floating> optimizer.beta_2, <floating> optimizer.epsilon,
+        )
+    else:
+        rmsprop_update(
+            params, memory, grads, size,
+            <floating> rate, <floating> optimizer.beta_2, <floating> optimizer.epsilon,
+        )

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the processor and the build can do: instruction level and OpenMP. The only file that asks OpenMP anything."""
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    static int skbn_openmp(void) { return 1; }
+    static int skbn_max_threads(void) { return omp_get_max_threads(); }
+    #else
+    static int skbn_openmp(void) { return 0; }
+    static int skbn_max_threads(void) { return 1; }
+    #endif
+    #if defined(__x86_64__) && defined(__GNUC__)
+    static int skbn_x86_64_v3(void) {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+            && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    }
+    #else
+    static int skbn_x86_64_v3(void) { return 0; }
+    #endif
+    """
+    int skbn_openmp()
+    int skbn_max_threads()
+    int skbn_x86_64_v3()
+
+
+def has_openmp():
+    """Whether the package was built with OpenMP."""
+    return bool(skbn_openmp())
+
+
+def openmp_max_threads():
+    """Threads that OpenMP would use now: OMP_NUM_THREADS and limits set at run time count."""
+    return skbn_max_threads()
+
+
+def has_x86_64_v3():
+    """Whether this processor runs code compiled for x86-64-v3 (AVX2, FMA, BMI2)."""
+    return bool(skbn_x86_64_v3())

@@ -1,0 +1,64 @@
+"""How many threads, and the guard that keeps BLAS on one.
+
+Two pools of spinning threads that take turns cost a hundred times what they save, and a matrix product's bits depend on
+how many threads shared it. So BLAS runs on one thread while skbn computes, and all parallelism is a region of our own
+over blocks fixed by shape. The BLAS limit is process-wide while fits overlap in threads: it is counted, the first to
+come sets it and the last to leave restores it.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import os
+import threading
+
+from threadpoolctl import ThreadpoolController
+
+from skbn.backends.cpu.processor import openmp_max_threads
+
+_forked = False
+
+
+def _after_fork():
+    global _forked, _guard
+    _forked = True  # OpenMP's threads did not survive; asking for them would hang
+    _guard = SingleThreadedBlas()
+
+
+def n_threads():
+    """Return the number of threads for a region: what OpenMP allows, one in a forked child."""
+    return 1 if _forked else openmp_max_threads()
+
+
+class SingleThreadedBlas:
+    """Re-entrant, counted context in which BLAS uses one thread."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._controller = None
+        self._limiter = None
+
+    def __enter__(self):
+        with self._lock:
+            if self._depth == 0:
+                if self._controller is None:  # 2 ms, once a process
+                    self._controller = ThreadpoolController().select(user_api="blas")
+                self._limiter = self._controller.limit(limits=1)
+            self._depth += 1
+
+    def __exit__(self, *exception):
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._limiter.restore_original_limits()
+
+
+_guard = SingleThreadedBlas()
+
+
+def single_threaded_blas():
+    """Return the process-wide guard, a context manager."""
+    return _guard
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,24 @@
+"""Memory that kernels can rely on: vectors on 64-byte boundaries, rows padded to 64 bytes."""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers
+
+
+def aligned_zeros(size, dtype):
+    """Return a zero vector whose data start on a 64-byte boundary."""
+    dtype = np.dtype(dtype)
+    n_bytes = size * dtype.itemsize
+    raw = np.zeros(n_bytes + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n_bytes].view(dtype)
+
+
+def padded(width, itemsize):
+    """Return the stride, in elements, of rows of ``width`` elements.
+
+    A width of one is not padded: the single output of a binary network would grow sixteenfold.
+    """
+    per_line = ALIGNMENT // itemsize
+    return width if width == 1 else -(-width // per_line) * per_line

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The records that a network is made of, and every number that Python, Cython and CUDA must agree on.
+ *
+ * A network is a table of LayerRecord over flat vectors (docs/design.md). Executors walk the table; nobody keeps a
+ * second description. Fields are 8 bytes wide, so the layout is the same on every platform and the NumPy dtype, which
+ * records.pyx derives from this struct, has no holes.
+ *
+ * Offsets `weight` and `bias` count elements of `params` and `grads`; `state` counts elements of `state`. Buffers
+ * depend on the batch size and the table does not, so `input`, `output` and `saved` are offsets *per row* (per
+ * virtual batch for `saved`): multiply by the number of rows (virtual batches) that the buffers were made for.
+ */
+#ifndef SKBN_RECORDS_H
+#define SKBN_RECORDS_H
+
+#include <stdint.h>
+
+enum { SKBN_DENSE = 1, SKBN_BATCH_NORM = 2, SKBN_DROPOUT = 3 };
+
+enum { SKBN_IDENTITY = 0, SKBN_LOGISTIC = 1, SKBN_TANH = 2, SKBN_RELU = 3 };
+
+enum { SKBN_BINARY_LOG_LOSS = 1, SKBN_CATEGORICAL_LOG_LOSS = 2 };
+
+enum { SKBN_SGD = 1, SKBN_ADAM = 2, SKBN_RMSPROP = 3 };
+
+/* Rows of `statistics` in a batch norm's block of `state`, each `out_stride` long but for the last, which holds the
+ * number of batches seen. */
+enum {
+    SKBN_MOVING_MEAN = 0,
+    SKBN_MOVING_VAR = 1,
+    SKBN_POPULATION_MEAN = 2,
+    SKBN_POPULATION_VAR = 3,
+    SKBN_N_BATCHES = 4
+};
+
+typedef struct {
+    int64_t kind;               /* SKBN_DENSE, ... */
+    int64_t activation;         /* applied to what the layer computes, SKBN_IDENTITY, ... */
+    int64_t n_in, n_out;        /* true widths */
+    int64_t in_stride;          /* widths padded to 64 bytes: the strides between rows */
+    int64_t out_stride;
+    int64_t input, output;      /* where the layer reads and writes, per row of the buffers */
+    int64_t weight;             /* dense: (n_in, out_stride) weights; batch norm: gamma; -1: none */
+    int64_t bias;               /* dense: bias; batch norm: beta; -1: none */
+    int64_t train_bias;         /* 0: the bias is never trained (a batch norm behind it cancels it) */
+    int64_t state;              /* batch norm: its statistics; -1: none */
+    int64_t saved;              /* batch norm: what forward saves for backward, per virtual batch; -1: none */
+    int64_t virtual_batch_size; /* batch norm: rows that share statistics; 0: the whole mini-batch */
+    double momentum;            /* batch norm: fraction of the moving statistics retained; NaN: cumulative */
+    double epsilon;             /* batch norm */
+    double rate;                /* dropout: probability that a unit is dropped */
+} LayerRecord;
+
+typedef struct {
+    int64_t kind;               /* SKBN_SGD, ... */
+    int64_t nesterov;
+    int64_t t;                  /* updates done so far */
+    double learning_rate;
+    double momentum;
+    double beta_1, beta_2, epsilon;
+} OptimizerRecord;
+
+#endif

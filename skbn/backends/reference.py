@@ -1,0 +1,389 @@
+"""The NumPy executor: complete, slow, readable. It judges the others.
+
+It walks the layer table exactly as the compiled executors do and has functions of the same names, written as the
+formulas of docs/design.md stand on paper. Convention: outputs are returned (here only; compiled kernels write into
+buffers of their callers), gradients are overwritten, never added to, and batch norm computes in float64 whatever the
+type of the network, so that it can judge a float32 kernel that works with split means.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import numpy as np
+from scipy.special import expit
+
+from skbn.backends.records import Activation, LayerKind, LossKind, OptimizerKind, Statistics
+
+
+def batch_slices(n_rows, size, min_rows):
+    """Cut rows into slices of ``size``; a rest shorter than ``min_rows`` joins the slice before it."""
+    size = size or n_rows
+    start = 0
+    while start < n_rows:
+        stop = min(start + size, n_rows)
+        if n_rows - stop < min_rows:
+            stop = n_rows
+        yield slice(start, stop)
+        start = stop
+
+
+# Activations: forward, and backward from the saved output y.
+
+
+def activation_forward(kind, z):
+    if kind == Activation.LOGISTIC:
+        return expit(z)
+    if kind == Activation.TANH:
+        return np.tanh(z)
+    if kind == Activation.RELU:
+        return np.where(z < 0, 0, z).astype(z.dtype)  # NaN passes
+    return z
+
+
+def activation_backward(kind, dy, y):
+    if kind == Activation.LOGISTIC:
+        return dy * y * (1 - y)
+    if kind == Activation.TANH:
+        return dy * (1 - y * y)
+    if kind == Activation.RELU:
+        return np.where(y > 0, dy, 0).astype(dy.dtype)
+    return dy
+
+
+# Layers.
+
+
+def dense_forward(x, weight, bias, activation):
+    return activation_forward(activation, x @ weight + bias)
+
+
+def dense_backward(dy, y, x, weight, activation):
+    """Return dx, dweight, dbias of ``y = activation(x @ weight + bias)``."""
+    dz = activation_backward(activation, dy, y)
+    return dz @ weight.T, x.T @ dz, dz.sum(axis=0)
+
+
+def inverse_std(var, epsilon):
+    """Return 1 / sqrt(var + epsilon), and 0 where both are 0: a constant unit then gives beta."""
+    total = np.asarray(var + epsilon, dtype=np.float64)
+    return np.divide(1.0, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+
+
+def batch_norm_forward(x, gamma, beta, epsilon, activation):
+    """Normalize with the statistics of the rows (Ioffe & Szegedy, 2015, algorithm 1).
+
+    Returns y and the saved (mean, 1 / sqrt(var + epsilon), var); the variance is the biased one.
+    """
+    wide = x.astype(np.float64)
+    mean = wide[0] + (wide - wide[0]).mean(axis=0)  # shifted: a constant unit has its value as mean
+    centred = wide - mean
+    correction = centred.mean(axis=0)
+    var = np.maximum((centred**2).mean(axis=0) - correction**2, 0)
+    inv_std = inverse_std(var, epsilon)
+    z = (centred - correction) * inv_std * gamma + beta
+    return activation_forward(activation, z.astype(x.dtype)), (mean + correction, inv_std, var)
+
+
+def batch_norm_backward(dy, y, x, gamma, saved, activation):
+    """Return dx, dgamma, dbeta with the mean and 1/std that forward saved.
+
+    With xhat = (x - mean) / std and dz the gradient before the activation:
+    dx = gamma / std * (dz - mean(dz) - xhat * mean(dz * xhat)), means over the rows.
+    """
+    mean, inv_std, _ = saved
+    dz = activation_backward(activation, dy, y).astype(np.float64)
+    xhat = (x.astype(np.float64) - mean) * inv_std
+    dgamma, dbeta = (dz * xhat).sum(axis=0), dz.sum(axis=0)
+    dx = gamma * inv_std * (dz - dbeta / len(x) - xhat * (dgamma / len(x)))
+    return dx.astype(x.dtype), dgamma, dbeta
+
+
+def batch_norm_forward_eval(x, gamma, beta, mean, var, epsilon, activation):
+    """Normalize with given statistics."""
+    z = (x.astype(np.float64) - mean) * inverse_std(var, epsilon) * gamma + beta
+    return activation_forward(activation, z.astype(x.dtype))
+
+
+def update_moving_statistics(moving, mean, var, n_batches, momentum):
+    """Take one batch into the bias-corrected moving mean and variance, in place.
+
+    An average that starts at zero and is divided by ``1 - momentum**t`` is a weighted mean of the batches; batch t
+    enters it with weight (1 - momentum) / (1 - momentum**t). Cumulative mode (NaN): with 1 / t.
+    """
+    if np.isnan(momentum):
+        share = 1.0 / n_batches
+    else:
+        share = (1.0 - momentum) / (1.0 - momentum**n_batches)
+    for average, new in zip(moving, (mean, var), strict=True):
+        average += share * (new - average)
+
+
+def moments(x):
+    """Return mean and biased variance of the rows, float64."""
+    _, (mean, _, var) = batch_norm_forward(x, 1.0, 0.0, 0.0, Activation.IDENTITY)
+    return mean, var
+
+
+# Dropout: a mask that is a pure function of (key, step, layer, row, unit).
+
+PHILOX_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox4x32(counter, key):
+    """Return four 32-bit words per counter (Salmon et al., 2011: Philox4x32-10)."""
+    low = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = PHILOX_MULTIPLIERS[0] * c0, PHILOX_MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            product1 & low,
+            (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            product0 & low,
+        )
+        k0, k1 = (k0 + PHILOX_WEYL[0]) & 0xFFFFFFFF, (k1 + PHILOX_WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def dropout_mask(shape, rate, key, step, layer, dtype):
+    """Return 0 where a unit is dropped, else 1 / (1 - rate)."""
+    n_rows, n_units = shape
+    unit, row = np.meshgrid(np.arange(-(-n_units // 4)), np.arange(n_rows))
+    words = philox4x32((unit, row, np.full_like(row, layer), np.full_like(row, step)), key)
+    words = np.stack(words, axis=-1).reshape(n_rows, -1)[:, :n_units]
+    scale = dtype.type(1.0 / (1.0 - rate))
+    return np.where(words < np.uint64(rate * 2.0**32), dtype.type(0), scale)
+
+
+def dropout_forward(x, mask):
+    return x * mask
+
+
+def dropout_backward(dy, mask):
+    return dy * mask
+
+
+# Losses: sum over rows and outputs, d(sum)/d(raw), number of rows decided right.
+
+
+def binary_log_loss(raw, targets):
+    z, y = raw[:, 0], targets
+    loss = np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
+    return loss.sum(dtype=np.float64), (expit(z) - y)[:, None], np.sum((z > 0) == (y > 0))
+
+
+def categorical_log_loss(raw, targets):
+    codes = targets.astype(np.intp)
+    rows = np.arange(len(raw))
+    shifted = raw - raw.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    loss = np.log(total[:, 0]) - shifted[rows, codes]
+    gradient = exponentials / total
+    gradient[rows, codes] -= 1
+    return loss.sum(dtype=np.float64), gradient, np.sum(raw.argmax(axis=1) == codes)
+
+
+LOSSES = {
+    LossKind.BINARY_LOG_LOSS: binary_log_loss,
+    LossKind.CATEGORICAL_LOG_LOSS: categorical_log_loss,
+}
+
+
+# Optimizers: one update of the whole flat vector, in place.
+
+
+def sgd_update(params, grads, memory, optimizer):
+    """Momentum as in Sutskever et al., 2013; ``memory`` is the velocity."""
+    velocity, rate, momentum = memory, optimizer["learning_rate"], optimizer["momentum"]
+    velocity *= momentum
+    velocity -= rate * grads
+    params += momentum * velocity - rate * grads if optimizer["nesterov"] else velocity
+
+
+def adam_update(params, grads, memory, optimizer):
+    """Kingma & Ba, 2014, with epsilon outside of the bias correction (their section 2, last lines)."""
+    m, v = memory[: params.size], memory[params.size :]
+    beta_1, beta_2, t = optimizer["beta_1"], optimizer["beta_2"], optimizer["t"]
+    m *= beta_1
+    m += (1 - beta_1) * grads
+    v *= beta_2
+    v += (1 - beta_2) * grads**2
+    rate = optimizer["learning_rate"] * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    params -= rate * m / (np.sqrt(v) + optimizer["epsilon"])
+
+
+def rmsprop_update(params, grads, memory, optimizer):
+    """Hinton's lecture 6e (2012), ``beta_2`` being the decay of the mean square."""
+    v, beta_2 = memory, optimizer["beta_2"]
+    v *= beta_2
+    v += (1 - beta_2) * grads**2
+    params -= optimizer["learning_rate"] * grads / (np.sqrt(v) + optimizer["epsilon"])
+
+
+UPDATES = {
+    OptimizerKind.SGD: sgd_update,
+    OptimizerKind.ADAM: adam_update,
+    OptimizerKind.RMSPROP: rmsprop_update,
+}
+
+
+class ReferenceExecutor:
+    """Walk the layer table in NumPy.
+
+    Parameters
+    ----------
+    network : Network
+        Table and vectors; training changes ``params`` and ``state`` in place.
+    loss_kind : LossKind
+        Loss over the raw outputs.
+    alpha : float
+        L2 penalty on dense weights.
+    batch_size : int
+        Rows in a mini-batch.
+    dropout_key : tuple of two int
+        Key of the dropout generator.
+    """
+
+    def __init__(self, network, *, loss_kind, alpha=0.0, batch_size=1, dropout_key=(0, 0)):
+        self.network = network
+        self.loss_kind = loss_kind
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.dropout_key = dropout_key
+        self.min_rows = 2 if len(network.batch_norm_indices) else 1
+
+    def _tensor(self, index, role, vector):
+        for tensor in self.network.tensors:
+            if (tensor.layer, tensor.role) == (index, role):
+                return tensor.view(vector)
+        return {"weight": 1.0, "bias": 0.0}[role]  # a batch norm without gamma or beta
+
+    def _statistics(self, record, use_population):
+        which = Statistics.POPULATION_MEAN if use_population else Statistics.MOVING_MEAN
+        return [self.network.statistics(record, w) for w in (which, which + 1)]
+
+    def _forward(self, x, step):
+        """Return the activations of all layers, input first, and what each layer saved."""
+        params = self.network.params
+        activations, saved = [x], []
+        for index, record in enumerate(self.network.table):
+            kind, x, kept = record["kind"], activations[-1], None
+            weight, bias = (self._tensor(index, role, params) for role in ("weight", "bias"))
+            if kind == LayerKind.DENSE:
+                y = dense_forward(x, weight, bias, record["activation"])
+            elif kind == LayerKind.BATCH_NORM:
+                y, kept = np.empty_like(x), []
+                for rows in batch_slices(len(x), record["virtual_batch_size"], 2):
+                    y[rows], statistics = batch_norm_forward(
+                        x[rows], weight, bias, record["epsilon"], record["activation"]
+                    )
+                    kept.append((rows, statistics))
+            elif kind == LayerKind.DROPOUT:
+                kept = dropout_mask(
+                    x.shape, record["rate"], self.dropout_key, step, index, self.network.dtype
+                )
+                y = dropout_forward(x, kept)
+            activations.append(y)
+            saved.append(kept)
+        return activations, saved
+
+    def _backward(self, dy, activations, saved, grads):
+        """Write the gradient of every tensor into ``grads``."""
+        for index in reversed(range(len(self.network.table))):
+            record = self.network.table[index]
+            kind, x, y, kept = record["kind"], activations[index], activations[index + 1], saved[index]
+            weight = self._tensor(index, "weight", self.network.params)
+            dweight, dbias = (self._tensor(index, role, grads) for role in ("weight", "bias"))
+            if kind == LayerKind.DENSE:
+                dy, dweight[...], gradient = dense_backward(dy, y, x, weight, record["activation"])
+                dweight += self.alpha / len(x) * weight
+                if record["train_bias"]:
+                    dbias[...] = gradient
+            elif kind == LayerKind.BATCH_NORM:
+                dx = np.empty_like(x)
+                dgamma, dbeta = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+                for rows, statistics in kept:
+                    dx[rows], dgamma_part, dbeta_part = batch_norm_backward(
+                        dy[rows], y[rows], x[rows], weight, statistics, record["activation"]
+                    )
+                    dgamma += dgamma_part
+                    dbeta += dbeta_part
+                if record["weight"] >= 0:
+                    dweight[...] = dgamma
+                if record["bias"] >= 0:
+                    dbias[...] = dbeta
+                dy = dx
+            elif kind == LayerKind.DROPOUT:
+                dy = dropout_backward(dy, kept)
+
+    def _penalty(self):
+        """Return alpha / 2 times the sum of squared weights."""
+        penalized = (t.view(self.network.params) for t in self.network.tensors if t.penalized)
+        return 0.5 * self.alpha * sum(float(np.sum(np.square(w, dtype=np.float64))) for w in penalized)
+
+    def _loss_and_gradient(self, X, targets, rows, grads, step):
+        activations, saved = self._forward(np.ascontiguousarray(X[rows]), step)
+        total, dy, n_correct = LOSSES[self.loss_kind](activations[-1], targets[rows])
+        self._backward((dy / len(rows)).astype(self.network.dtype), activations, saved, grads)
+        return (total + self._penalty()) / len(rows), int(n_correct), saved
+
+    def loss_and_gradient(self, X, targets, rows, grads, step=0):
+        """Return the mean loss with penalty over one batch; write its gradient into ``grads``."""
+        return self._loss_and_gradient(X, targets, rows, grads, step)[0]
+
+    def train(self, X, targets, rows, start, optimizer, memory):
+        """Do one mini-batch from position ``start`` of ``rows``.
+
+        Returns the loss summed over its rows, how many were decided right, and the next position.
+        """
+        grads = self.network.new_vector()
+        batch = next(batch_slices(len(rows) - start, self.batch_size, self.min_rows))
+        batch = rows[start : start + batch.stop]
+        step = int(optimizer["t"][0])
+        loss, n_correct, saved = self._loss_and_gradient(X, targets, batch, grads, step)
+        for record, kept in zip(self.network.table, saved, strict=True):
+            if record["kind"] == LayerKind.BATCH_NORM:
+                n_batches = self.network.state[
+                    record["state"] + Statistics.N_BATCHES * record["out_stride"] :
+                ][:1]
+                for _, (mean, _, var) in kept:
+                    n_batches += 1
+                    moving = self._statistics(record, False)
+                    update_moving_statistics(moving, mean, var, n_batches[0], record["momentum"])
+        optimizer["t"] += 1
+        UPDATES[int(optimizer["kind"][0])](self.network.params, grads, memory, optimizer[0])
+        return loss * len(batch), n_correct, start + len(batch)
+
+    def _forward_eval(self, x, stop):
+        """Return what enters layer ``stop``, with the statistics that predictions use."""
+        for index, record in enumerate(self.network.table[:stop]):
+            weight, bias = (self._tensor(index, r, self.network.params) for r in ("weight", "bias"))
+            if record["kind"] == LayerKind.DENSE:
+                x = dense_forward(x, weight, bias, record["activation"])
+            elif record["kind"] == LayerKind.BATCH_NORM:
+                mean, var = self._statistics(record, self.network.use_population)
+                x = batch_norm_forward_eval(
+                    x, weight, bias, mean, var, record["epsilon"], record["activation"]
+                )
+        return x
+
+    def predict(self, X):
+        """Return the raw outputs."""
+        return self._forward_eval(X, None)
+
+    def evaluate(self, X, targets, rows):
+        """Return the mean loss, without penalty, and how many rows are decided right."""
+        total, _, n_correct = LOSSES[self.loss_kind](self.predict(X[rows]), targets[rows])
+        return total / len(rows), int(n_correct)
+
+    def update_population_statistics(self, X, rows):
+        """Measure every batch norm over all rows, each behind the final statistics of those before."""
+        self.network.use_population = True
+        for index in self.network.batch_norm_indices:
+            record = self.network.table[index]
+            statistics = self._statistics(record, True)
+            for statistic, value in zip(
+                statistics, moments(self._forward_eval(X[rows], index)), strict=True
+            ):
+                statistic[...] = value

@@ -1,0 +1,149 @@
+"""The examples run as a reader would run them, and give the numbers they should.
+
+The strongest test of the engine as a whole is here: over twenty seeds, seven networks on two
+circles train to the accuracies and losses that Keras gives for the same networks.
+"""
+
+# SPDX-License-Identifier: BSD-3-Clause
+
+import importlib.util
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+
+if not EXAMPLES.is_dir():
+    pytest.skip("the examples are not part of this installation", allow_module_level=True)
+
+
+def load(name):
+    """Import an example as a module: its functions, without running it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, folder):
+    """Run an example as a script in an empty folder; returns what it printed."""
+    pytest.importorskip("matplotlib")
+    process = subprocess.run(
+        [sys.executable, "-W", "error::sklearn.exceptions.ConvergenceWarning", EXAMPLES / name],
+        cwd=folder,
+        env=os.environ | {"MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stderr, process.stderr
+    return process.stdout
+
+
+def png_size(path):
+    """Width and height, from the header of a PNG file."""
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", header[16:24])
+
+
+@pytest.fixture(scope="module")
+def circles():
+    """The example's module."""
+    return load("plot_placement_on_circles")
+
+
+@pytest.fixture(scope="module")
+def circles_results(circles):
+    """The whole experiment, twenty seeds of every variant."""
+    return circles.run_experiment()
+
+
+def test_placement_on_circles_runs(circles, tmp_path):
+    output = run("plot_placement_on_circles.py", tmp_path)
+    table, comparison, search, footer = output.strip().split("\n\n")
+    rows = table.splitlines()[3:-1]
+    assert [row[:23].rstrip() for row in rows] == list(circles.VARIANTS)
+    assert len(circles.VARIANTS) == 7
+    assert "standard errors" in comparison
+    assert "chosen: batch_norm=" in search
+    assert "placement_on_circles.png" in footer
+    figure = tmp_path / "placement_on_circles.png"
+    width, height = png_size(figure)
+    assert width >= 1500
+    assert height >= 1000
+    assert figure.stat().st_size > 100_000  # an empty canvas of this size has some 10 kB
+
+
+def test_digits_softmax_runs(tmp_path):
+    output = run("plot_digits_softmax.py", tmp_path)
+    assert output.count("test accuracy") == 2
+    figure = tmp_path / "digits_softmax.png"
+    assert min(png_size(figure)) >= 400
+    assert figure.stat().st_size > 20_000
+
+
+def test_digits_softmax_reaches_97_percent():
+    digits = load("plot_digits_softmax")
+    _, X_test, _, y_test = digits.load_split()
+    network = digits.fit_digits("after")
+    assert network.n_outputs_ == 10
+    assert network.out_activation_ == "softmax"
+    assert network.score(X_test, y_test) >= 0.97
+
+
+VARIANTS = [
+    "none",
+    "after",
+    "before",
+    "input",
+    "input and after",
+    "after, no gamma, beta",
+    "after, no momentum",
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_circles_agree_with_keras(variant, circles, circles_results):
+    """Means over 20 seeds: train, test, training-mode accuracy and final loss.
+
+    The limit is three standard errors of the difference between two means. Seeds are fixed, so
+    the test does not flicker; a wrong statistics rule, a missing bias or another momentum moves
+    at least one of the four by far more.
+    """
+    comparison = circles.compare_with_keras(circles_results)[variant]
+    assert len(comparison) == 4
+    far = {name: row for name, row in comparison.items() if not abs(row[1]) <= 3}
+    assert not far, f"(difference, difference in standard errors): {far}"
+
+
+def test_circles_comparison_notices_another_network(circles):
+    """The comparison with Keras has the power to tell the variants from one another."""
+    wrong = {"before": circles.run_variant(circles.VARIANTS["after"], range(20))}
+    differences = circles.compare_with_keras(wrong)["before"]
+    assert abs(differences["training_mode"][1]) > 10
+    assert abs(differences["loss"][1]) > 10
+
+
+def test_circles_without_momentum_trains_as_after(circles_results):
+    """bn_momentum is a matter of prediction only: the training columns are the same bits."""
+    after, forgetful = circles_results["after"], circles_results["after, no momentum"]
+    np.testing.assert_array_equal(after["train_curve"], forgetful["train_curve"])
+    np.testing.assert_array_equal(after["loss"], forgetful["loss"])
+    assert forgetful["test"].std() > 2 * after["test"].std()
+
+
+def test_circles_best_possible_rule(circles):
+    """The closed form agrees with a large sample."""
+    from sklearn.datasets import make_circles
+
+    radius, accuracy = circles.best_possible_accuracy()
+    X, y = make_circles(400_000, noise=circles.NOISE, factor=circles.FACTOR, random_state=0)
+    assert circles.FACTOR < radius < 1
+    assert accuracy == pytest.approx(circles.best_score(X, y), abs=0.002)
