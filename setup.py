@@ -77,8 +77,9 @@ def openmp_candidates(compiler_type):
     return candidates
 
 
-def x86_64_v3_flags(compiler_type):
-    return ["/arch:AVX2"] if compiler_type == "msvc" else ["-march=x86-64-v3"]
+# Instruction levels beyond the baseline that the executor is compiled for, and their flags.
+LEVELS = {"x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4"]}
+MSVC_LEVELS = {"x86_64_v3": ["/arch:AVX2"], "x86_64_v4": ["/arch:AVX512"]}
 
 
 @contextlib.contextmanager
@@ -126,12 +127,13 @@ class BuildExtensions(build_ext):
             openmp_compile, openmp_link = [], []
             self.warn("skbn: no OpenMP found: built for one thread")
 
-        v3_flags = x86_64_v3_flags(compiler_type)
-        if not self.compiler_accepts(X86_64_PROGRAM, v3_flags, []):
-            self.extensions[:] = [ext for ext in self.extensions if ext.level != "x86_64_v3"]
+        levels = MSVC_LEVELS if compiler_type == "msvc" else LEVELS
+        for level, level_flags in levels.items():
+            if not self.compiler_accepts(X86_64_PROGRAM, level_flags, []):
+                self.extensions[:] = [ext for ext in self.extensions if ext.level != level]
 
         for ext in self.extensions:
-            level_flags = v3_flags if ext.level == "x86_64_v3" else []
+            level_flags = levels.get(ext.level, [])
             ext.extra_compile_args = [*flags, *openmp_compile, *level_flags]
             ext.extra_link_args = [*openmp_link]
         super().build_extensions()
@@ -185,6 +187,6 @@ setup(
         extension("skbn.backends.records", "skbn/backends/records.pyx", "baseline"),
         extension("skbn.backends.cpu.processor", "skbn/backends/cpu/processor.pyx", "baseline"),
         extension("skbn.backends.cpu._executor_baseline", EXECUTOR, "baseline"),
-        extension("skbn.backends.cpu._executor_x86_64_v3", EXECUTOR, "x86_64_v3"),
+        *(extension(f"skbn.backends.cpu._executor_{level}", EXECUTOR, level) for level in LEVELS),
     ],
 )

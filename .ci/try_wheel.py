@@ -3,9 +3,11 @@
 
 import importlib.metadata
 import sys
+import warnings
 from pathlib import Path
 
 from sklearn.datasets import make_circles
+from sklearn.exceptions import ConvergenceWarning
 
 import skbn
 from skbn import MLPClassifierBN
@@ -15,6 +17,8 @@ files = {Path(file).name for file in importlib.metadata.files("skbn")}
 assert not {name for name in files if name.endswith((".c", ".pyx"))}, files
 assert "LICENSE" in files, files
 
+warnings.simplefilter("error")
+warnings.simplefilter("ignore", ConvergenceWarning)
 X, y = make_circles(1000, noise=0.1, factor=0.5, random_state=1)
 model = MLPClassifierBN((50,), max_iter=100, tol=0.0, random_state=0).fit(X[:500], y[:500])
 accuracy = (model.predict(X[500:]) == y[500:]).mean()

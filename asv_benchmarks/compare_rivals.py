@@ -4,12 +4,13 @@
 
 What a row means
 ----------------
-Both sides train the same network on the same float32 rows for the same number of steps, through
-the interface a user would call, from unbuilt model to trained model. They take turns in one process
-(ours, rival, ours, rival, ...), after a first fit each that is not counted; a turn repeats a fit
-until it has lasted MIN_TURN seconds and counts the mean, so that a fit of five milliseconds is not
-judged by one clock reading. Times are median [minimum .. maximum] over the turns, the ratio is
-rival / ours turn by turn, median (quartiles). Only ratios travel from machine to machine.
+Both sides train the same network on the same float32 rows for the same number of steps, from
+Glorot-uniform weights, through the interface a user would call, from unbuilt model to trained
+model. They take turns in one process (ours, rival, ours, rival, ...) after a warm-up; a turn
+repeats a fit until it has lasted about MIN_TURN seconds and counts the mean, so that a fit of a few
+milliseconds is not judged by one clock reading. Times are median [minimum .. maximum] over the
+turns; the ratio is rival / ours turn by turn, median (quartiles). Only ratios travel from machine
+to machine.
 
 Threads: rows of one network run in a process that is bound to a single core for the length of the
 row (where the system can do that), with BLAS and OpenMP limited to one thread by threadpoolctl and
@@ -160,9 +161,9 @@ def torch_net(problem, with_compile=False):
 
     torch.set_num_threads(1)
     X, y = map(torch.from_numpy, problem.data())
-    n_classes = int(y.max()) + 1
-    if n_classes == 2:
-        y = y[:, None].float()
+    n_outputs = int(y.max()) + 1
+    if n_outputs == 2:
+        y, n_outputs = y[:, None].float(), 1
         loss_of, to_proba = nn.functional.binary_cross_entropy_with_logits, torch.sigmoid
     else:
         loss_of, to_proba = nn.functional.cross_entropy, functools.partial(torch.softmax, dim=1)
@@ -181,8 +182,9 @@ def torch_net(problem, with_compile=False):
         for n_in, n_out in itertools.pairwise(widths):
             norm = nn.BatchNorm1d(n_out, eps=BN_EPSILON, momentum=1 - BN_RETAINED)
             layers += [nn.Linear(n_in, n_out), nn.ReLU(), norm]
-        n_outputs = 1 if n_classes == 2 else n_classes
         model = nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+        for dense in model[::3]:
+            nn.init.xavier_uniform_(dense.weight)
         optimizer = make_optimizer(
             model.parameters(), lr=LEARNING_RATE[problem.solver], **implementation
         )
@@ -505,7 +507,10 @@ def machine():
         for lib in threadpool_info()
         if lib["user_api"] == "blas"
     }
+    from skbn.backends import get_executor
+
     return {
+        "executor": get_executor("cpu").__module__,
         "processor": name,
         "cores": os.cpu_count(),
         "system": platform.platform(),

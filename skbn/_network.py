@@ -2,8 +2,8 @@
 
 One vector per role: ``params`` (what optimizers update), ``grads`` of the same layout (made by whoever needs one) and
 ``state`` (float64: moving and population statistics, which no optimizer sees). Tensors start on 64-byte boundaries and
-rows are padded to 64 bytes, so that loops over a row need no remainder and vectors never straddle a cache line; pads
-are zero and stay zero. A width of one is not padded: the single output of a binary network would grow sixteenfold.
+the widths of input and hidden layers are padded to 64 bytes, so that loops over a row go in whole cache lines without
+a remainder; pads are zero and stay zero. The output is not padded: one logit would grow sixteenfold.
 
 Rejected: lists of arrays per layer, as in scikit-learn's MLP; they are packed and unpacked at every L-BFGS step and
 make a pickle, a copy of the best epoch or an optimizer step a loop over Python objects.
@@ -119,6 +119,8 @@ class Network:
         read_from, write_to = 0, padded(self.layers[0].n_in, itemsize)
         for index, (layer, record) in enumerate(zip(self.layers, self.table, strict=True)):
             in_stride, out_stride = padded(layer.n_in, itemsize), padded(layer.n_out, itemsize)
+            if index == len(self.layers) - 1:
+                out_stride = layer.n_out
             for field in ("weight", "bias", "state", "saved"):
                 record[field] = -1
             for field, value in layer.record_fields().items():
@@ -131,8 +133,8 @@ class Network:
                 record[role] = n_params
                 self.tensors.append(Tensor(index, role, n_params, shape, out_stride, penalized))
                 rows = shape[0] if len(shape) == 2 else 1
-                # Tensors of one column are padded behind their last row: loops over the units that
-                # feed them read a whole padded row.
+                # The output's weights are padded behind their last row: with one output, loops over
+                # the units that feed it read a whole padded row.
                 n_params += -(-rows * out_stride * itemsize // ALIGNMENT) * ALIGNMENT // itemsize
             if layer.has_state:
                 record["state"], record["saved"] = n_state, saved

@@ -9,6 +9,7 @@ epoch's statistics, and an end to training that has diverged.
 
 import warnings
 from dataclasses import dataclass, field
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,8 @@ class History:
     train_scores: list = field(default_factory=list)
     validation_scores: list = field(default_factory=list)
     validation_loss_curve: list = field(default_factory=list)
-    best_loss: float = np.inf
-    best_validation_score: float = -np.inf
+    best_loss: float = inf
+    best_validation_score: float = -inf
     best_iter: int = 0
     no_improvement_count: int = 0
 
@@ -236,17 +237,17 @@ def train(
                 history.train_scores.append(score)
                 if verbose:
                     print("Iteration %d, loss = %.8f" % (history.n_iter, loss))
-                diverged = not np.isfinite(loss)
+                diverged = not isfinite(loss)
                 if validation is not None:
                     validation_loss, n_correct = executor.evaluate(*validation)
-                    diverged = diverged or not np.isfinite(validation_loss)
-                    score = np.nan if diverged else n_correct / len(validation.rows)
+                    diverged = diverged or not isfinite(validation_loss)
+                    score = nan if diverged else n_correct / len(validation.rows)
                     history.validation_loss_curve.append(validation_loss)
                     history.validation_scores.append(score)
                     if verbose:
                         print("Validation score: %f" % score)
                 if diverged:
-                    if early_stopping and np.isfinite(history.best_validation_score):
+                    if early_stopping and isfinite(history.best_validation_score):
                         warnings.warn(
                             f"{NOT_FINITE} The weights of epoch {history.best_iter} are restored.",
                             ConvergenceWarning,

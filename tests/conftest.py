@@ -52,7 +52,8 @@ def blobs(seed):
     def draw(n_samples=61, n_classes=3, *, n_features=4, dtype=np.float64):
         rng = np.random.RandomState(seed)
         y = rng.permutation(np.arange(n_samples) % n_classes)
-        X = rng.normal(size=(n_classes, n_features))[y] + rng.normal(size=(n_samples, n_features))
+        centers = rng.normal(scale=2, size=(n_classes, n_features))
+        X = centers[y] + rng.normal(size=(n_samples, n_features))
         return X.astype(dtype), y
 
     return draw

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from scipy.special import expit, log_softmax
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -116,6 +116,11 @@ def log_probabilities(raw):
     return log_softmax(np.hstack([0 * raw, raw]) if raw.shape[1] == 1 else raw, axis=1)
 
 
+def mean_log_loss(est, X, codes):
+    """The log loss, unclipped."""
+    return -est.predict_log_proba(X)[np.arange(len(codes)), codes].mean()
+
+
 def assert_same_model(ours, theirs):
     """Same weights, gamma, beta and moving statistics, bit for bit."""
     assert_same_arrays(everything_learned(ours), everything_learned(theirs))
@@ -165,9 +170,10 @@ def test_population_statistics_by_hand(placement, options, blobs, seed):
 
 @each_norm
 @pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9, 0.99, None])
-@pytest.mark.parametrize("virtual", [None, 5])
+@pytest.mark.parametrize("virtual", [None, 4])
 def test_moving_statistics_by_hand(placement, momentum, virtual, blobs, seed):
-    # Batches of 12 rows and a last one of 13: the lone 61st row joins the batch before it.
+    # Batches of 12 rows and a last one of 13: the lone 61st row joins the batch before it, and
+    # likewise within virtual batches of 4.
     X, y = blobs(61)
     est = make(
         placement,
@@ -201,7 +207,7 @@ def test_moving_statistics_by_hand(placement, momentum, virtual, blobs, seed):
 
 @each_n_classes
 @each_placement
-@pytest.mark.parametrize("virtual", [None, 5, 1000])
+@pytest.mark.parametrize("virtual", [None, 4, 1000])
 def test_training_curves_by_hand(placement, n_classes, virtual, blobs, seed):
     X, y = blobs(n_classes=n_classes)
     est = make(placement, seed, warm_start=True, alpha=0.5, bn_virtual_batch_size=virtual)
@@ -258,7 +264,8 @@ def test_records(position, blobs, seed):
 @pytest.mark.parametrize("center", [True, False])
 def test_biases_in_front_of_a_norm_stay(placement, solver, center, blobs, seed):
     X, y = blobs()
-    params = {"solver": solver, "bn_center": center, "batch_size": 12}
+    # tanh: a ReLU that never fires has a bias that stays for another reason
+    params = {"solver": solver, "bn_center": center, "batch_size": 12, "activation": "tanh"}
     est = make(placement, seed, **params).fit(X, y)
     start = make(placement, seed, **params).set_params(**FROZEN).fit(X, y)
     for index, (trained, initial) in enumerate(
@@ -333,7 +340,7 @@ def test_weight_init(weight_init, blobs, seed):
         if weight_init.endswith("uniform"):
             assert np.abs(coef).max() <= np.sqrt(3) * std
     for intercept in est.intercepts_:
-        assert np.all(intercept == 0) == (weight_init != "auto")
+        assert np.all(np.abs(intercept) < 1e-290) == (weight_init != "auto")
 
 
 @each_placement
@@ -355,7 +362,8 @@ def test_dropout_is_for_training_only(placement, blobs, seed):
 @pytest.mark.parametrize("solver", ["sgd", "adam", "rmsprop"])
 def test_it_learns(placement, solver, blobs, seed):
     X, y = blobs(200, n_features=8)
-    est = make(placement, seed, solver=solver, batch_size=20, max_iter=40).fit(X, y)
+    # RMSprop's usual decay: without bias correction 0.999 begins with steps 30 times as long
+    est = make(placement, seed, solver=solver, batch_size=20, max_iter=40, beta_2=0.9).fit(X, y)
     assert est.loss_curve_[-1] < 0.8 * est.loss_curve_[0]
     assert est.score(X, y) > 0.8
 
@@ -371,8 +379,7 @@ def test_validation_curves(placement, n_classes, blobs, seed):
     est = make(placement, seed, bn_statistics="moving").fit(X, y, X_val=X_val, y_val=y_val)
     assert len(est.validation_scores_) == len(est.validation_loss_curve_) == est.n_iter_ == 4
     assert est.validation_scores_[-1] == est.score(X_val, y_val)
-    loss = log_loss(y_val, est.predict_proba(X_val), labels=est.classes_)
-    assert_allclose(est.validation_loss_curve_[-1], loss, rtol=1e-10)
+    assert_allclose(est.validation_loss_curve_[-1], mean_log_loss(est, X_val, y_val), rtol=1e-10)
 
     without = make(placement, seed, bn_statistics="moving").fit(X, y)
     assert without.validation_scores_ is without.validation_loss_curve_ is None
@@ -388,6 +395,15 @@ def test_validation_leaves_population_statistics_alone(placement, blobs, seed):
     X, y = blobs()
     with_val = make(placement, seed).fit(X, y, X_val=X[:20] + 5, y_val=y[:20])
     assert_array_equal(with_val.predict_proba(X), make(placement, seed).fit(X, y).predict_proba(X))
+
+
+def test_validation_curves_cannot_end_a_fit(blobs, seed):
+    X, y = blobs()
+    X_val = X / np.abs(X).max() * 1.7e308  # finite, but the first product is not
+    est = make(None, seed).fit(X, y, X_val=X_val, y_val=y)
+    assert len(est.validation_scores_) == 4
+    assert not np.isfinite(est.validation_loss_curve_).any()
+    assert_same_model(est, make(None, seed).fit(X, y))
 
 
 @each_placement
@@ -448,9 +464,10 @@ def test_partial_fit_is_one_epoch_of_fit(placement, solver, blobs, seed):
 @pytest.mark.parametrize("solver", ["sgd", "adam", "rmsprop"])
 def test_partial_fits_are_epochs_of_fit(placement, solver, blobs, seed):
     X, y = blobs()
-    params = {"solver": solver, "batch_size": 12, "bn_statistics": "moving", "max_iter": 3}
-    whole = make(placement, np.random.RandomState(seed), **params).fit(X, y)
-    parts = make(placement, np.random.RandomState(seed), **params)
+    # without shuffling: each partial_fit permutes its rows anew, fit its last permutation
+    params = {"solver": solver, "batch_size": 12, "bn_statistics": "moving", "shuffle": False}
+    whole = make(placement, seed, max_iter=3, **params).fit(X, y)
+    parts = make(placement, seed, **params)
     for _ in range(3):
         parts.partial_fit(X, y, classes=np.unique(y))
     assert_same_model(whole, parts)
@@ -579,6 +596,13 @@ def test_parameters_after_fit_do_not_change_predictions(blobs, seed):
     assert_array_equal(est.predict_proba(X), proba)
 
 
+def test_predictions_never_leave_the_device_asked_for(blobs, seed):
+    X, y = blobs()
+    est = make("after", seed).fit(X, y).set_params(device="cuda")
+    with pytest.raises(NotImplementedError, match="device"):
+        est.predict(X)
+
+
 @each_placement
 def test_dtypes(placement, blobs, seed):
     X, y = blobs()
@@ -587,8 +611,16 @@ def test_dtypes(placement, blobs, seed):
     for est, dtype in ((single, np.float32), (double, np.float64)):
         assert {array.dtype for array in est.coefs_ + est.intercepts_} == {np.dtype(dtype)}
         assert est.predict_proba(X.astype(dtype)).dtype == dtype
-    assert_allclose(single.predict_proba(X), double.predict_proba(X), atol=1e-4)
-    assert_allclose(single.loss_curve_, double.loss_curve_, atol=1e-5)
+    assert_allclose(single.predict_proba(X), double.predict_proba(X), atol=1e-3)
+    assert_allclose(single.loss_curve_, double.loss_curve_, atol=1e-4)
+
+
+@each_placement
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_rows(placement, dtype):
+    est = make(placement).fit(np.array([[0, 1], [2, 1]], dtype=dtype), ["a", "b"])
+    assert np.isfinite(est.predict_log_proba([[0, 1], [2, 1], [5, 5]])).all()
+    assert np.isfinite(est.loss_curve_).all()
 
 
 @each_placement
@@ -601,9 +633,10 @@ def test_last_batch_of_one_row(placement, blobs, seed):
     assert np.isfinite(est.predict_log_proba(X)).all()
 
 
-@pytest.mark.parametrize("hidden_layer_sizes", [(), 7, [4], (3, 5, 2)], ids=str)
-def test_hidden_layer_sizes(hidden_layer_sizes, blobs, seed):
-    X, y = blobs()
+@pytest.mark.parametrize("hidden_layer_sizes", [(), 7, [1], (3, 5, 2), (17, 1, 16)], ids=str)
+@pytest.mark.parametrize("n_features", [1, 8, 17])
+def test_shapes(hidden_layer_sizes, n_features, blobs, seed):
+    X, y = blobs(n_features=n_features)
     sizes = np.atleast_1d(np.asarray(hidden_layer_sizes, dtype=int)).tolist()
     est = make(("input", "after"), seed, hidden_layer_sizes=hidden_layer_sizes).fit(X, y)
     assert [coef.shape[1] for coef in est.coefs_] == [*sizes, 3]
@@ -616,12 +649,20 @@ def test_hidden_layer_sizes(hidden_layer_sizes, blobs, seed):
 
 # Inside scikit-learn.
 
-# Whole features that a later version fills in.
-NOT_YET = {
-    "sparse": "sparse X is not implemented yet",
-    "weights": "sample_weight is not implemented yet",
-}
-EXPECTED_FAILURES: dict[str, str] = {}
+# Checks of what a later version brings.
+EXPECTED_FAILURES = dict.fromkeys(
+    (
+        "check_sample_weights_pandas_series",
+        "check_sample_weights_not_an_array",
+        "check_sample_weights_list",
+        "check_all_zero_sample_weights_error",
+        "check_sample_weights_shape",
+        "check_sample_weights_not_overwritten",
+        "check_sample_weight_equivalence_on_dense_data",
+        "check_classifiers_one_label_sample_weights",
+    ),
+    "sample_weight is not implemented yet",
+) | {"check_class_weight_classifiers": "class_weight is not implemented yet"}
 
 
 @parametrize_with_checks(
@@ -751,7 +792,7 @@ def test_searches_slice_validation_rows_of_the_length_of_X(blobs, seed):
         )
         fitted = result["estimator"][0]
         seen = rows if sliced else slice(None)
-        loss = log_loss(y_val[seen], fitted.predict_proba(X_val[seen]), labels=fitted.classes_)
+        loss = mean_log_loss(fitted, X_val[seen], y_val[seen])
         assert_allclose(fitted.validation_loss_curve_[-1], loss, rtol=1e-10)
 
 
@@ -861,20 +902,20 @@ def test_parameters_that_change_nothing_here(blobs):
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 def test_arguments_not_yet_implemented(method, blobs, seed, unchanged):
-    sparse = pytest.importorskip("scipy.sparse")
     X, y = blobs()
     est = make("after", seed)
     known = {"classes": np.unique(y)} if method == "partial_fit" else {}
-    cases = {
-        "sample_weight": ((X, y), {"sample_weight": np.ones(len(y))}),
-        "sparse": ((sparse.csr_array(X), y), {}),
-        "multilabel": ((X, np.eye(3, dtype=int)[y]), {}),
-    }
+    weights = np.ones(len(y))
+    cases = [
+        ("sample_weight", NotImplementedError, X, y, {"sample_weight": weights}),
+        ("multilabel", NotImplementedError, X, np.eye(3, dtype=int)[y], {}),
+        ("Sparse data", TypeError, csr_array(X), y, {}),  # in scikit-learn's words
+    ]
     if method == "fit":
-        weights = {"X_val": X, "y_val": y, "sample_weight_val": np.ones(len(y))}
-        cases["sample_weight_val"] = ((X, y), weights)
-    for named, (args, kwargs) in cases.items():
-        with unchanged(est), pytest.raises(NotImplementedError, match=named):
-            getattr(est, method)(*args, **known, **kwargs)
+        given = {"X_val": X, "y_val": y, "sample_weight_val": weights}
+        cases.append(("sample_weight_val", NotImplementedError, X, y, given))
+    for named, error, some_X, some_y, kwargs in cases:
+        with unchanged(est), pytest.raises(error, match=named):
+            getattr(est, method)(some_X, some_y, **known, **kwargs)
         with pytest.raises(NotFittedError):
             est.predict(X)

@@ -111,7 +111,8 @@ def test_the_import_reader_reads(tmp_path, monkeypatch):
 
 # The first name that a module starts with, dot for dot, decides which part of the house it is in.
 PARTS = {
-    "skbn.backends.records": "records",
+    "skbn.backends.memory": "shared",
+    "skbn.backends.records": "shared",
     "skbn.backends.reference": "reference",
     "skbn.backends.cpu": "cpu",
     "skbn.backends.cuda": "cuda",
@@ -126,16 +127,17 @@ PARTS = {
     "skbn": "public names",
 }
 
-# The records are the numbers that Python, Cython and CUDA share, so everybody may read them.
+# Shared is what Python, Cython and CUDA must agree on: the records' numbers and the alignment.
+# Estimators and training reach a backend through the switch, skbn.backends.get_executor, alone.
 MAY_KNOW = {
-    "records": set(),
-    "reference": {"records"},
-    "cpu": {"records"},
-    "cuda": {"records"},
-    "switch": {"records", "reference", "cpu", "cuda"},
-    "network": {"records"},
-    "training": {"records", "switch", "network"},
-    "estimators": {"records", "training", "network", "scikit-learn's private names"},
+    "shared": set(),
+    "reference": {"shared"},
+    "cpu": {"shared"},
+    "cuda": {"shared"},
+    "switch": {"shared", "reference", "cpu", "cuda"},
+    "network": {"shared"},
+    "training": {"shared", "switch", "network"},
+    "estimators": {"shared", "switch", "network", "training", "scikit-learn's private names"},
     "scikit-learn's private names": set(),
     "public names": {"estimators"},
 }
@@ -244,7 +246,12 @@ def test_importing_imports_no_optional_package():
 
 def test_the_version_is_written_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert skbn.__version__ == importlib.metadata.version("skbn") == project["version"]
+    assert "version" not in project
+    try:
+        installed = importlib.metadata.version("skbn")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("skbn is built in place but not installed")
+    assert skbn.__version__ == installed
 
 
 def test_every_package_is_named():

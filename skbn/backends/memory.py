@@ -16,9 +16,6 @@ def aligned_zeros(size, dtype):
 
 
 def padded(width, itemsize):
-    """Return the stride, in elements, of rows of ``width`` elements.
-
-    A width of one is not padded: the single output of a binary network would grow sixteenfold.
-    """
+    """Return the stride, in elements, of rows of ``width`` elements: whole cache lines."""
     per_line = ALIGNMENT // itemsize
-    return width if width == 1 else -(-width // per_line) * per_line
+    return -(-width // per_line) * per_line

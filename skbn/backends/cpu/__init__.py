@@ -4,16 +4,15 @@
 from importlib import import_module
 from importlib.util import find_spec
 
-from skbn.backends.cpu.processor import has_x86_64_v3
+from skbn.backends.cpu.processor import instruction_levels
 
-LEVELS = ["baseline"]
-if has_x86_64_v3() and find_spec("skbn.backends.cpu._executor_x86_64_v3"):
-    LEVELS.append("x86_64_v3")
+# A compiler may have refused a level that the processor has.
+LEVELS = [level for level in instruction_levels() if find_spec(f"{__name__}._executor_{level}")]
 
 
 def executor_class(level):
     """Return the CPUExecutor compiled for an instruction level."""
-    return import_module(f"skbn.backends.cpu._executor_{level}").CPUExecutor
+    return import_module(f"{__name__}._executor_{level}").CPUExecutor
 
 
 CPUExecutor = executor_class(LEVELS[-1])

@@ -11,12 +11,24 @@ and is exactly 0 for a constant column. The mean is kept in two parts, mean = hi
 go negative from mean / std = 1e3), Welford's update too (a division an element for no digit more).
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
+
+The inner loops run down the rows of one line (lines.pxd) with their sums in registers. A sum is a chain of dependent
+additions, so even and odd rows have one each, and a phase does all lines of a tile before the next phase begins.
 """
 
 from cython cimport floating
 from libc.math cimport isnan, pow, sqrt
 
-from skbn.backends.cpu.activations cimport activation_forward, relu
+from skbn.backends.cpu.activations cimport activation_forward
+from skbn.backends.cpu.lines cimport (
+    count_lines,
+    double_line,
+    float_line,
+    line,
+    relu_line,
+    splat_double,
+    widen,
+)
 from skbn.backends.records cimport (
     SKBN_IDENTITY,
     SKBN_MOVING_MEAN,
@@ -26,120 +38,234 @@ from skbn.backends.records cimport (
 )
 
 cdef enum:
-    TILE = 64  # columns whose sums stay in local arrays, that is in registers and L1
+    TILE = 64  # columns whose sums and factors stay in local arrays
     BLOCK = 64  # rows that backward sums in the network's type before they meet in float64
 
 
 cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
     """1 / sqrt(var + epsilon), and 0 where both are 0: a constant column then gives beta."""
-    return 1 / sqrt(var + epsilon) if not var + epsilon <= 0 else 0
+    cdef double total = var + epsilon
+    return 0 if total <= 0 else 1 / sqrt(total)
 
 
-cdef inline void centred_moments(
+# Loops over lines. Tiles are (n_rows, n_lines) by stride, in lines; factors are (n_lines,).
+
+
+cdef inline void shifted_sums(
+    line* total,                # OUT
+    const line* x, Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+) noexcept nogil:
+    """Sums over the rows of x - x[0]."""
+    cdef Py_ssize_t i, k
+    cdef line shift, even, odd
+    for k in range(n_lines):
+        shift = x[k]
+        even = shift - shift
+        odd = even
+        for i in range(0, n_rows - 1, 2):
+            even = even + (x[i * stride + k] - shift)
+            odd = odd + (x[(i + 1) * stride + k] - shift)
+        if n_rows % 2:
+            even = even + (x[(n_rows - 1) * stride + k] - shift)
+        total[k] = even + odd
+
+
+cdef inline void sums_of_deviations(
+    double* sums, double* squares,      # OUT (columns,)
+    const floating* x,                  # IN  (n_rows, columns) by stride, in numbers
+    const double* pivot,                # IN  (columns,)
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+) noexcept nogil:
+    """Sums over the rows of x - pivot and of its square, in float64."""
+    cdef Py_ssize_t i, j, lanes = sizeof(double_line) // sizeof(double)
+    cdef double_line centre, deviation, even, odd, even_squares, odd_squares
+    for j from 0 <= j < columns by lanes:
+        centre = widen(pivot + j)
+        even = splat_double(0)
+        odd = even
+        even_squares = even
+        odd_squares = even
+        for i in range(0, n_rows - 1, 2):
+            deviation = widen(x + i * stride + j) - centre
+            even = even + deviation
+            even_squares = even_squares + deviation * deviation
+            deviation = widen(x + (i + 1) * stride + j) - centre
+            odd = odd + deviation
+            odd_squares = odd_squares + deviation * deviation
+        if n_rows % 2:
+            deviation = widen(x + (n_rows - 1) * stride + j) - centre
+            even = even + deviation
+            even_squares = even_squares + deviation * deviation
+        (<double_line*> (sums + j))[0] = even + odd
+        (<double_line*> (squares + j))[0] = even_squares + odd_squares
+
+
+cdef inline void normalize(
+    line* y,                    # OUT
+    const line* x, const line* high, const line* low, const line* scale, const line* shift,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride, bint rectify,
+) noexcept nogil:
+    """y = ((x - high) - low) * scale + shift, then ReLU if asked."""
+    cdef Py_ssize_t i, k
+    cdef line h, l, a, b  # noqa: E741
+    for k in range(n_lines):
+        h = high[k]
+        l = low[k]  # noqa: E741
+        a = scale[k]
+        b = shift[k]
+        if rectify:
+            for i in range(n_rows):
+                y[i * stride + k] = relu_line(((x[i * stride + k] - h) - l) * a + b)
+        else:
+            for i in range(n_rows):
+                y[i * stride + k] = ((x[i * stride + k] - h) - l) * a + b
+
+
+cdef inline void gradient_sums(
+    line* total, line* total_xhat,      # OUT
+    const line* dz, const line* x, const line* high, const line* low, const line* inv_std,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+) noexcept nogil:
+    """Sums over the rows of dz and of dz * xhat."""
+    cdef Py_ssize_t i, k
+    cdef line h, l, a, gradient, even, odd, even_xhat, odd_xhat  # noqa: E741
+    for k in range(n_lines):
+        h = high[k]
+        l = low[k]  # noqa: E741
+        a = inv_std[k]
+        even = a - a
+        odd = even
+        even_xhat = even
+        odd_xhat = even
+        for i in range(0, n_rows - 1, 2):
+            gradient = dz[i * stride + k]
+            even = even + gradient
+            even_xhat = even_xhat + gradient * (((x[i * stride + k] - h) - l) * a)
+            gradient = dz[(i + 1) * stride + k]
+            odd = odd + gradient
+            odd_xhat = odd_xhat + gradient * (((x[(i + 1) * stride + k] - h) - l) * a)
+        if n_rows % 2:
+            gradient = dz[(n_rows - 1) * stride + k]
+            even = even + gradient
+            even_xhat = even_xhat + gradient * (((x[(n_rows - 1) * stride + k] - h) - l) * a)
+        total[k] = even + odd
+        total_xhat[k] = even_xhat + odd_xhat
+
+
+cdef inline void input_gradient(
+    line* dx,                   # OUT
+    const line* dz, const line* x, const line* high, const line* low,
+    const line* scale, const line* mean_dz, const line* slope,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+) noexcept nogil:
+    """dx = scale * ((dz - mean_dz) - (x - mean) * slope)."""
+    cdef Py_ssize_t i, k
+    cdef line h, l, a, m, s  # noqa: E741
+    for k in range(n_lines):
+        h = high[k]
+        l = low[k]  # noqa: E741
+        a = scale[k]
+        m = mean_dz[k]
+        s = slope[k]
+        for i in range(n_rows):
+            dx[i * stride + k] = a * ((dz[i * stride + k] - m) - ((x[i * stride + k] - h) - l) * s)
+
+
+# Batch norm of one block of rows, tile by tile.
+
+
+cdef inline void tile_moments(
     double* mean, double* correction, double* square,   # OUT (columns,)
     const floating* x,                                  # IN  (n_rows, columns) by stride
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
 ) noexcept nogil:
-    """Column means as mean + correction, and sums of squared deviations from the corrected mean."""
-    cdef floating shift[TILE]
+    """Means of at most TILE columns as mean + correction; sums of squared deviations from them."""
     cdef floating total[TILE]
-    cdef double deviation
     cdef double sums[TILE]
-    cdef double squares[TILE]
-    cdef double pivots[TILE]
-    cdef Py_ssize_t i, j
-    cdef const floating* row
+    cdef Py_ssize_t j
+    if floating is float:
+        shifted_sums(
+            <float_line*> total, <const float_line*> x, n_rows,
+            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
+        )
+    else:
+        shifted_sums(
+            <double_line*> total, <const double_line*> x, n_rows,
+            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+        )
     for j in range(columns):
-        shift[j] = x[j]
-        total[j] = 0
-    for i in range(1, n_rows):
-        row = x + i * stride
-        for j in range(columns):
-            total[j] = total[j] + (row[j] - shift[j])
+        mean[j] = <double> x[j] + <double> total[j] / n_rows
+    sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
     for j in range(columns):
-        pivots[j] = <double> shift[j] + <double> total[j] / n_rows
-        sums[j] = 0
-        squares[j] = 0
-    for i in range(n_rows):
-        row = x + i * stride
-        for j in range(columns):
-            deviation = <double> row[j] - pivots[j]
-            sums[j] = sums[j] + deviation
-            squares[j] = squares[j] + deviation * deviation
-    for j in range(columns):
-        mean[j] = pivots[j]
         correction[j] = sums[j] / n_rows
-        deviation = squares[j] - sums[j] * correction[j]
-        square[j] = 0 if deviation < 0 else deviation
+        square[j] = square[j] - sums[j] * correction[j]
+        square[j] = 0 if square[j] < 0 else square[j]
 
 
-cdef inline void normalize(
+cdef inline void normalize_tile(
     floating* y,                # OUT (n_rows, columns) by stride
     const floating* x,          # IN  (n_rows, columns) by stride
     const floating* high, const floating* low,          # IN (columns,) the two parts of the mean
     const floating* scale, const floating* shift,       # IN (columns,)
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
-    bint rectify,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, bint rectify,
 ) noexcept nogil:
-    """y = ((x - high) - low) * scale + shift, then ReLU if asked."""
-    cdef Py_ssize_t i, j
-    cdef const floating* source
-    cdef floating* target
-    if rectify:
-        for i in range(n_rows):
-            source = x + i * stride
-            target = y + i * stride
-            for j in range(columns):
-                target[j] = relu(((source[j] - high[j]) - low[j]) * scale[j] + shift[j])
+    if floating is float:
+        normalize(
+            <float_line*> y, <const float_line*> x, <const float_line*> high, <const float_line*> low,
+            <const float_line*> scale, <const float_line*> shift, n_rows,
+            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride), rectify,
+        )
     else:
-        for i in range(n_rows):
-            source = x + i * stride
-            target = y + i * stride
-            for j in range(columns):
-                target[j] = ((source[j] - high[j]) - low[j]) * scale[j] + shift[j]
+        normalize(
+            <double_line*> y, <const double_line*> x, <const double_line*> high, <const double_line*> low,
+            <const double_line*> scale, <const double_line*> shift, n_rows,
+            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride), rectify,
+        )
 
 
 cdef inline void batch_norm_forward(
     floating* y,                # OUT (n_rows, width) by stride
     double* saved,              # OUT (3, stride): mean in two parts, 1 / sqrt(var + epsilon)
     double* statistics,         # OUT (2, stride): mean and variance of the batch; NULL: not wanted
-    const floating* x,          # IN  (n_rows, width) by stride
-    const floating* gamma, const floating* beta,        # IN (width,) padded; NULL: ones, zeros
+    const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const floating* gamma, const floating* beta,        # IN (stride,); NULL: ones, zeros
     Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride,
     double epsilon, int activation,
 ) noexcept nogil:
     cdef double mean[TILE]
     cdef double correction[TILE]
     cdef double square[TILE]
+    cdef double inv_std[TILE]
     cdef floating high[TILE]
     cdef floating low[TILE]
     cdef floating scale[TILE]
     cdef floating shift[TILE]
-    cdef double inv_std
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
-        centred_moments(mean, correction, square, x + first, n_rows, columns, stride)
+        tile_moments(mean, correction, square, x + first, n_rows, columns, stride)
         for j in range(columns):
-            inv_std = inverse_std(square[j] / n_rows, epsilon)
+            square[j] = square[j] / n_rows
+            inv_std[j] = inverse_std(square[j], epsilon)
             high[j] = <floating> mean[j]
             low[j] = <floating> ((mean[j] - <double> high[j]) + correction[j])
-            scale[j] = <floating> inv_std
+            scale[j] = <floating> inv_std[j]
             shift[j] = 0
-            saved[first + j] = high[j]
-            saved[stride + first + j] = low[j]
-            saved[2 * stride + first + j] = inv_std
         if gamma != NULL:
             for j in range(columns):
-                scale[j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
+                scale[j] = <floating> (inv_std[j] * gamma[first + j])
         if beta != NULL:
             for j in range(columns):
                 shift[j] = beta[first + j]
+        for j in range(columns):
+            saved[first + j] = high[j]
+            saved[stride + first + j] = low[j]
+            saved[2 * stride + first + j] = inv_std[j]
         if statistics != NULL:
             for j in range(columns):
                 statistics[first + j] = mean[j] + correction[j]
-                statistics[stride + first + j] = square[j] / n_rows
-        normalize(
+                statistics[stride + first + j] = square[j]
+        normalize_tile(
             y + first, x + first, high, low, scale, shift, n_rows, columns, stride, activation == SKBN_RELU
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
@@ -150,8 +276,8 @@ cdef inline void batch_norm_backward(
     floating* dx,               # OUT (n_rows, width) by stride; NULL: not needed
     double* dgamma, double* dbeta,      # IN/OUT (stride,): this block's sums are added
     const floating* dz,         # IN  (n_rows, width) by stride
-    const floating* x,          # IN  (n_rows, width) by stride
-    const floating* gamma,      # IN  (width,) padded; NULL: ones
+    const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const floating* gamma,      # IN  (stride,); NULL: ones
     const double* saved,        # IN  (3, stride) as forward left it
     Py_ssize_t n_rows, Py_ssize_t stride,
 ) noexcept nogil:
@@ -165,10 +291,7 @@ cdef inline void batch_norm_backward(
     cdef floating part_xhat[TILE]
     cdef double total[TILE]
     cdef double total_xhat[TILE]
-    cdef Py_ssize_t i, j, first, columns, start, stop
-    cdef const floating* source
-    cdef const floating* gradient
-    cdef floating* target
+    cdef Py_ssize_t j, first, columns, start, n_lines, line_stride
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         for j in range(columns):
@@ -182,16 +305,24 @@ cdef inline void batch_norm_backward(
             for j in range(columns):
                 scale[j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
         for start in range(0, n_rows, 64):  # BLOCK
-            stop = min(start + BLOCK, n_rows)
-            for j in range(columns):
-                part[j] = 0
-                part_xhat[j] = 0
-            for i in range(start, stop):
-                source = x + i * stride + first
-                gradient = dz + i * stride + first
-                for j in range(columns):
-                    part[j] = part[j] + gradient[j]
-                    part_xhat[j] = part_xhat[j] + gradient[j] * (((source[j] - high[j]) - low[j]) * inv_std[j])
+            if floating is float:
+                gradient_sums(
+                    <float_line*> part, <float_line*> part_xhat,
+                    <const float_line*> (dz + start * stride + first),
+                    <const float_line*> (x + start * stride + first),
+                    <const float_line*> high, <const float_line*> low, <const float_line*> inv_std,
+                    min(<Py_ssize_t> BLOCK, n_rows - start),
+                    count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
+                )
+            else:
+                gradient_sums(
+                    <double_line*> part, <double_line*> part_xhat,
+                    <const double_line*> (dz + start * stride + first),
+                    <const double_line*> (x + start * stride + first),
+                    <const double_line*> high, <const double_line*> low, <const double_line*> inv_std,
+                    min(<Py_ssize_t> BLOCK, n_rows - start),
+                    count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+                )
             for j in range(columns):
                 total[j] = total[j] + part[j]
                 total_xhat[j] = total_xhat[j] + part_xhat[j]
@@ -202,21 +333,27 @@ cdef inline void batch_norm_backward(
             slope[j] = <floating> (total_xhat[j] / n_rows * saved[2 * stride + first + j])
         if dx == NULL:
             continue
-        for i in range(n_rows):
-            source = x + i * stride + first
-            gradient = dz + i * stride + first
-            target = dx + i * stride + first
-            for j in range(columns):
-                target[j] = scale[j] * (
-                    (gradient[j] - mean_dz[j]) - ((source[j] - high[j]) - low[j]) * slope[j]
-                )
+        if floating is float:
+            input_gradient(
+                <float_line*> (dx + first), <const float_line*> (dz + first), <const float_line*> (x + first),
+                <const float_line*> high, <const float_line*> low, <const float_line*> scale,
+                <const float_line*> mean_dz, <const float_line*> slope, n_rows,
+                count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
+            )
+        else:
+            input_gradient(
+                <double_line*> (dx + first), <const double_line*> (dz + first), <const double_line*> (x + first),
+                <const double_line*> high, <const double_line*> low, <const double_line*> scale,
+                <const double_line*> mean_dz, <const double_line*> slope, n_rows,
+                count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+            )
 
 
 cdef inline void batch_norm_forward_eval(
     floating* y,                # OUT (n_rows, width) by stride
-    const floating* x,          # IN  (n_rows, width) by stride
-    const floating* gamma, const floating* beta,        # IN (width,) padded; NULL: ones, zeros
-    const double* mean, const double* var,              # IN (width,) padded
+    const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const floating* gamma, const floating* beta,        # IN (stride,); NULL: ones, zeros
+    const double* mean, const double* var,              # IN (stride,)
     Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride,
     double epsilon, int activation,
 ) noexcept nogil:
@@ -235,7 +372,7 @@ cdef inline void batch_norm_forward_eval(
             low[j] = <floating> (mean[first + j] - <double> high[j])
             scale[j] = <floating> (inv_std * gamma[first + j] if gamma != NULL else inv_std)
             shift[j] = beta[first + j] if beta != NULL else 0
-        normalize(
+        normalize_tile(
             y + first, x + first, high, low, scale, shift, n_rows, columns, stride, activation == SKBN_RELU
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:

@@ -7,11 +7,16 @@ Gradients are overwritten. The activation's backward has turned dy into dz befor
 from cython cimport floating
 
 from skbn.backends.cpu.activations cimport activation_forward, relu
-from skbn.backends.cpu.blas cimport multiply, multiply_transposed_input, multiply_transposed_weight
+from skbn.backends.cpu.lines cimport count_lines, double_line, float_line, line
+from skbn.backends.cpu.products cimport (
+    FEW,
+    multiply,
+    multiply_few,
+    multiply_transposed_input,
+    multiply_transposed_weight,
+    whole_lines,
+)
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
-
-cdef enum:
-    TILE = 64  # columns whose sums stay in local arrays, that is in registers
 
 
 cdef inline void dense_forward(
@@ -25,6 +30,21 @@ cdef inline void dense_forward(
 ) noexcept nogil:
     cdef Py_ssize_t i, j
     cdef floating* row
+    if n_in <= FEW and whole_lines(sizeof(floating), out_stride):
+        if floating is float:
+            multiply_few(
+                <float_line*> y, <const float_line*> x, <const float_line*> weight, <const float_line*> bias,
+                n_rows, n_in, count_lines(<const float_line*> x, in_stride),
+                count_lines(<const float_line*> x, out_stride),
+            )
+        else:
+            multiply_few(
+                <double_line*> y, <const double_line*> x, <const double_line*> weight, <const double_line*> bias,
+                n_rows, n_in, count_lines(<const double_line*> x, in_stride),
+                count_lines(<const double_line*> x, out_stride),
+            )
+        activation_forward(y, activation, n_rows, n_out, out_stride)
+        return
     multiply(y, x, weight, n_rows, n_in, n_out, in_stride, out_stride)
     if activation == SKBN_RELU:
         for i in range(n_rows):
@@ -40,24 +60,45 @@ cdef inline void dense_forward(
             activation_forward(y, activation, n_rows, n_out, out_stride)
 
 
+cdef inline void sum_lines(
+    line* sums,                 # OUT (n_lines,)
+    const line* x,              # IN  (n_rows, n_lines)
+    Py_ssize_t n_rows, Py_ssize_t n_lines,
+) noexcept nogil:
+    cdef Py_ssize_t i, k
+    cdef line even, odd
+    for k in range(n_lines):
+        even = x[k] - x[k]
+        odd = even
+        for i in range(0, n_rows - 1, 2):
+            even = even + x[i * n_lines + k]
+            odd = odd + x[(i + 1) * n_lines + k]
+        if n_rows % 2:
+            even = even + x[(n_rows - 1) * n_lines + k]
+        sums[k] = even + odd
+
+
 cdef inline void column_sums(
     floating* sums,             # OUT (width,)
     const floating* x,          # IN  (n_rows, width)
     Py_ssize_t n_rows, Py_ssize_t width,
 ) noexcept nogil:
-    cdef Py_ssize_t i, j, first, columns
-    cdef floating total[TILE]
-    cdef const floating* row
-    for first in range(0, width, 64):  # TILE
-        columns = min(<Py_ssize_t> TILE, width - first)
-        for j in range(columns):
-            total[j] = 0
-        for i in range(n_rows):
-            row = x + i * width + first
-            for j in range(columns):
-                total[j] = total[j] + row[j]
-        for j in range(columns):
-            sums[first + j] = total[j]
+    cdef Py_ssize_t i, j
+    cdef floating even, odd
+    if not whole_lines(sizeof(floating), width):  # the output
+        for j in range(width):
+            even = 0
+            odd = 0
+            for i in range(0, n_rows - 1, 2):
+                even += x[i * width + j]
+                odd += x[(i + 1) * width + j]
+            if n_rows % 2:
+                even += x[(n_rows - 1) * width + j]
+            sums[j] = even + odd
+    elif floating is float:
+        sum_lines(<float_line*> sums, <const float_line*> x, n_rows, count_lines(<const float_line*> x, width))
+    else:
+        sum_lines(<double_line*> sums, <const double_line*> x, n_rows, count_lines(<const double_line*> x, width))
 
 
 cdef inline void dense_backward(

@@ -13,6 +13,7 @@ Gradients are overwritten, never added to.
 from cython cimport floating
 from cython.parallel cimport prange, threadid
 from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
     PyBUF_STRIDED_RO,
     PyBUF_WRITABLE,
@@ -27,10 +28,11 @@ import numpy as np
 
 from skbn.backends.cpu.activations cimport activation_backward
 from skbn.backends.cpu.batch_norm cimport (
+    TILE,
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_forward_eval,
-    centred_moments,
+    tile_moments,
     update_moving_statistics,
 )
 from skbn.backends.cpu.dense cimport add_penalty, dense_backward, dense_forward
@@ -54,11 +56,12 @@ from skbn.backends.cpu.threads import n_threads, single_threaded_blas
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
-    TILE = 64
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
     GROUP = 32  # blocks of rows whose moments are held at once
     # A parallel region pays from about 100 us of work; a core does some 10 multiplications a nanosecond.
     PARALLEL_WORK = 1_000_000
+
+cdef char INTP = ord(np.dtype(np.intp).char)
 
 # A call into the compiled walk ends within about this time, so that Ctrl-C works.
 cdef double SECONDS_PER_CALL = 0.05
@@ -107,7 +110,7 @@ cdef void gather(
     cdef const floating* row
     for i in range(n_rows):
         row = <const floating*> source.data + (rows[first + i] if rows != NULL else first + i) * source.row_stride
-        if source.column_stride == 1:
+        if source.column_stride == 1 and source.n_columns >= 16:  # a call pays for a cache line or more
             memcpy(x + i * stride, row, source.n_columns * sizeof(floating))
         else:
             for j in range(source.n_columns):
@@ -359,7 +362,7 @@ cdef void block_moments(
     out = forward_eval(plan, params, work, work + EVAL_ROWS * plan.widest, index, size)
     for start in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - start)
-        centred_moments(
+        tile_moments(
             mean + start, correction, square + start, <const floating*> out + start, size, columns, stride
         )
         for j in range(columns):
@@ -402,33 +405,44 @@ cdef void population_moments(
         var[j] = var[j] / n_rows
 
 
-cdef void* address(object array, dtype, Py_ssize_t size, bint writable) except NULL:
-    """Data of a contiguous array that has at least this many elements of this type."""
+cdef void* address(object array, char kind, Py_ssize_t size, bint writable) except NULL:
+    """Data of a contiguous array that has at least this many elements of this kind ('f', 'd', ...)."""
     cdef Py_buffer buffer
-    if array.dtype != dtype or array.size < size or not array.flags.c_contiguous or not array.flags.aligned:
+    PyObject_GetBuffer(array, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+    cdef bint fits = (
+        buffer.format[0] == kind and buffer.len >= size * buffer.itemsize
+        and <size_t> buffer.buf % min(buffer.itemsize, <Py_ssize_t> 8) == 0
+    )
+    PyBuffer_Release(&buffer)  # the caller holds the array
+    if not fits:
         raise ValueError(
-            f"Expected a contiguous array of {dtype} with {size} elements or more, got {array.dtype} "
-            f"with shape {array.shape}."
+            f"Expected an aligned array of type {chr(kind)!r} with {size} elements or more, got "
+            f"{array.dtype.char!r} with shape {array.shape}."
         )
-    PyObject_GetBuffer(array, &buffer, PyBUF_STRIDED_RO | (PyBUF_WRITABLE if writable else 0))
-    PyBuffer_Release(&buffer)
     return buffer.buf
 
 
-cdef Rows rows_of(object X, dtype, Py_ssize_t n_columns) except *:
+cdef Rows rows_of(object X, char kind, Py_ssize_t n_columns) except *:
     """Describe the rows of a two-dimensional array of any strides."""
     cdef Py_buffer buffer
     cdef Rows rows
-    if X.dtype != dtype or X.ndim != 2 or X.shape[1] != n_columns or not X.flags.aligned:
-        raise ValueError(
-            f"Expected rows of {n_columns} features of {dtype}, got {X.dtype} with shape {X.shape}."
-        )
     PyObject_GetBuffer(X, &buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT)
-    rows.data = buffer.buf
-    rows.n_columns = n_columns
-    rows.row_stride = buffer.strides[0] // buffer.itemsize
-    rows.column_stride = buffer.strides[1] // buffer.itemsize
+    cdef bint fits = (
+        buffer.ndim == 2 and buffer.format[0] == kind and buffer.shape[1] == n_columns
+        and <size_t> buffer.buf % buffer.itemsize == 0
+        and buffer.strides[0] % buffer.itemsize == 0 and buffer.strides[1] % buffer.itemsize == 0
+    )
+    if fits:
+        rows.data = buffer.buf
+        rows.n_columns = n_columns
+        rows.row_stride = buffer.strides[0] // buffer.itemsize
+        rows.column_stride = buffer.strides[1] // buffer.itemsize
     PyBuffer_Release(&buffer)
+    if not fits:
+        raise ValueError(
+            f"Expected aligned rows of {n_columns} numbers of type {chr(kind)!r}, got "
+            f"{X.dtype.char!r} with shape {X.shape}."
+        )
     return rows
 
 
@@ -453,6 +467,7 @@ cdef class CPUExecutor:
 
     cdef Plan plan
     cdef bint is_double
+    cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs, row_size, n_batches_per_call
     cdef void* params
     cdef void* grads
@@ -469,6 +484,7 @@ cdef class CPUExecutor:
         self.is_double = self.dtype == np.float64
         if not self.is_double and self.dtype != np.float32:
             raise ValueError(f"The CPU executor computes in float32 and float64, not in {self.dtype}.")
+        self.kind = b"d" if self.is_double else b"f"
         self.n_features, self.n_outputs = network.n_features, network.n_outputs
         self.row_size = network.row_size
         plan.layers = &layers[0]
@@ -487,8 +503,8 @@ cdef class CPUExecutor:
         plan.loss = loss_kind
         plan.alpha = alpha
         plan.key[0], plan.key[1] = dropout_key
-        self.params = address(network.params, self.dtype, network.n_params, True)
-        plan.state = <double*> address(network.state, np.dtype(np.float64), network.n_state, True)
+        self.params = address(network.params, self.kind, network.n_params, True)
+        plan.state = <double*> address(network.state, b"d", network.n_state, True)
         self.owners = (table, network.params, network.state)
         self.train_owners = None
         # A step costs 6 multiplications and additions a parameter and row, and some overhead.
@@ -512,11 +528,11 @@ cdef class CPUExecutor:
         grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         scratch = aligned_zeros(4 * plan.widest, np.float64)
-        self.activations = address(activations, self.dtype, 0, True)
-        self.deltas = address(deltas, self.dtype, 0, True)
-        self.grads = address(grads, self.dtype, 0, True)
-        plan.saved = <double*> address(saved, saved.dtype, 0, True)
-        plan.scratch = <double*> address(scratch, scratch.dtype, 0, True)
+        self.activations = address(activations, self.kind, 0, True)
+        self.deltas = address(deltas, self.kind, 0, True)
+        self.grads = address(grads, self.kind, 0, True)
+        plan.saved = <double*> address(saved, b"d", 0, True)
+        plan.scratch = <double*> address(scratch, b"d", 0, True)
         self.train_owners = (activations, deltas, grads, saved, scratch)
 
     def train(self, X, targets, rows, Py_ssize_t start, optimizer, memory):
@@ -525,12 +541,12 @@ cdef class CPUExecutor:
         Returns the loss summed over the rows done, how many of them were decided right, and the next position.
         """
         cdef Plan* plan = &self.plan
-        cdef Rows source = rows_of(X, self.dtype, self.n_features)
+        cdef Rows source = rows_of(X, self.kind, self.n_features)
         cdef Py_ssize_t n_rows = rows.shape[0], position = start, n_correct = 0
-        cdef void* y = address(targets, self.dtype, X.shape[0], False)
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, np.dtype(np.intp), n_rows, False)
-        cdef void* m = address(memory, self.dtype, plan.n_params, True)
-        cdef OptimizerRecord[::1] record = optimizer
+        cdef void* y = address(targets, self.kind, X.shape[0], False)
+        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
+        cdef void* m = address(memory, self.kind, plan.n_params, True)
+        cdef OptimizerRecord* record = <OptimizerRecord*> address(optimizer, b"T", 1, True)
         cdef unsigned long long mode
         cdef double loss
         self.allocate()
@@ -540,13 +556,13 @@ cdef class CPUExecutor:
                 loss = train_batches(
                     plan, <double*> self.params, <double*> self.grads, <double*> m,
                     <double*> self.activations, <double*> self.deltas, &source, <double*> y,
-                    index, n_rows, &position, self.n_batches_per_call, &record[0], &n_correct,
+                    index, n_rows, &position, self.n_batches_per_call, record, &n_correct,
                 )
             else:
                 loss = train_batches(
                     plan, <float*> self.params, <float*> self.grads, <float*> m,
                     <float*> self.activations, <float*> self.deltas, &source, <float*> y,
-                    index, n_rows, &position, self.n_batches_per_call, &record[0], &n_correct,
+                    index, n_rows, &position, self.n_batches_per_call, record, &n_correct,
                 )
             restore_mode(mode)
         return loss, n_correct, position
@@ -554,11 +570,11 @@ cdef class CPUExecutor:
     def loss_and_gradient(self, X, targets, rows, grads, uint32_t step=0):
         """Return the mean loss with penalty over one batch; write its gradient into ``grads``."""
         cdef Plan* plan = &self.plan
-        cdef Rows source = rows_of(X, self.dtype, self.n_features)
+        cdef Rows source = rows_of(X, self.kind, self.n_features)
         cdef Py_ssize_t n_rows = rows.shape[0], n_correct = 0
-        cdef void* y = address(targets, self.dtype, X.shape[0], False)
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, np.dtype(np.intp), n_rows, False)
-        cdef void* g = address(grads, self.dtype, plan.n_params, True)
+        cdef void* y = address(targets, self.kind, X.shape[0], False)
+        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
+        cdef void* g = address(grads, self.kind, plan.n_params, True)
         cdef unsigned long long mode
         cdef double loss
         if n_rows > plan.capacity:
@@ -587,7 +603,7 @@ cdef class CPUExecutor:
 
     cdef run_blocks(self, X, targets, rows, Py_ssize_t n_rows, raw, losses, counts):
         cdef Plan* plan = &self.plan
-        cdef Rows source = rows_of(X, self.dtype, self.n_features)
+        cdef Rows source = rows_of(X, self.kind, self.n_features)
         cdef const Py_ssize_t* index = NULL
         cdef double* loss = NULL
         cdef Py_ssize_t* n_correct = NULL
@@ -598,15 +614,15 @@ cdef class CPUExecutor:
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
         plan.use_population = self.network.use_population
         if rows is not None:
-            index = <const Py_ssize_t*> address(rows, np.dtype(np.intp), n_rows, False)
+            index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         if raw is not None:
-            out = address(raw, self.dtype, n_rows * self.n_outputs, True)
+            out = address(raw, self.kind, n_rows * self.n_outputs, True)
         if losses is not None:
-            y = address(targets, self.dtype, X.shape[0], False)
-            loss = <double*> address(losses, losses.dtype, 0, True)
-            n_correct = <Py_ssize_t*> address(counts, counts.dtype, 0, True)
+            y = address(targets, self.kind, X.shape[0], False)
+            loss = <double*> address(losses, b"d", 0, True)
+            n_correct = <Py_ssize_t*> address(counts, INTP, 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
-        work = address(buffers, self.dtype, 0, True)
+        work = address(buffers, self.kind, 0, True)
         with nogil:
             if self.is_double:
                 predict_blocks(
@@ -636,9 +652,9 @@ cdef class CPUExecutor:
     def update_population_statistics(self, X, rows):
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
-        cdef Rows source = rows_of(X, self.dtype, self.n_features)
+        cdef Rows source = rows_of(X, self.kind, self.n_features)
         cdef Py_ssize_t n_rows = rows.shape[0]
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, np.dtype(np.intp), n_rows, False)
+        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef int threads = self.threads_for(n_rows)
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest, layer
         cdef void* work
@@ -647,8 +663,8 @@ cdef class CPUExecutor:
         cdef double* var
         buffers = aligned_zeros(threads * work_size, self.dtype)
         parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
-        work = address(buffers, self.dtype, 0, True)
-        moments = <double*> address(parts, parts.dtype, 0, True)
+        work = address(buffers, self.kind, 0, True)
+        moments = <double*> address(parts, b"d", 0, True)
         self.network.use_population = True
         plan.use_population = True
         with nogil:

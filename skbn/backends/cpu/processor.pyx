@@ -17,13 +17,20 @@ cdef extern from *:
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
             && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     }
+    static int skbn_x86_64_v4(void) {
+        return skbn_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("avx512vl");
+    }
     #else
     static int skbn_x86_64_v3(void) { return 0; }
+    static int skbn_x86_64_v4(void) { return 0; }
     #endif
     """
     int skbn_openmp()
     int skbn_max_threads()
     int skbn_x86_64_v3()
+    int skbn_x86_64_v4()
 
 
 def has_openmp():
@@ -36,6 +43,11 @@ def openmp_max_threads():
     return skbn_max_threads()
 
 
-def has_x86_64_v3():
-    """Whether this processor runs code compiled for x86-64-v3 (AVX2, FMA, BMI2)."""
-    return bool(skbn_x86_64_v3())
+def instruction_levels():
+    """Levels that the executor is compiled for and this processor runs, the best last."""
+    levels = ["baseline"]
+    if skbn_x86_64_v3():
+        levels.append("x86_64_v3")
+    if skbn_x86_64_v4():
+        levels.append("x86_64_v4")
+    return levels

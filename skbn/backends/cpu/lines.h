@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A line: as many floats or doubles as one vector register holds, and what Cython cannot say about it.
+ *
+ * gcc and clang compute with vector types by the ordinary operators, on any processor, so kernels written over lines
+ * need neither intrinsics nor the vectorizer's good will (which turned loops over 16 columns into shuffles, and put an
+ * overlap check in front of every row). Elsewhere a line is one number and the same kernels are plain loops.
+ */
+#ifndef SKBN_LINES_H
+#define SKBN_LINES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define SKBN_LINE_BYTES 64
+#elif defined(__AVX__)
+#define SKBN_LINE_BYTES 32
+#else
+#define SKBN_LINE_BYTES 16
+#endif
+#define SKBN_LINE(bytes, align) __attribute__((vector_size(bytes), aligned(align), may_alias))
+typedef float float_line SKBN_LINE(SKBN_LINE_BYTES, 4);
+typedef double double_line SKBN_LINE(SKBN_LINE_BYTES, 8);
+typedef float float_half SKBN_LINE(SKBN_LINE_BYTES / 2, 4);
+typedef int32_t float_mask SKBN_LINE(SKBN_LINE_BYTES, 4);
+typedef int64_t double_mask SKBN_LINE(SKBN_LINE_BYTES, 8);
+
+/* 0 where z < 0, else z: NaN passes. */
+static inline float_line skbn_relu_float(float_line z) { return (float_line)(~(z < 0) & (float_mask) z); }
+static inline double_line skbn_relu_double(double_line z) { return (double_line)(~(z < 0) & (double_mask) z); }
+/* Minus 0 changes no number, so the compiler drops it; plus 0 would turn -0 into 0. */
+static inline float_line skbn_splat_float(float value) { return value - (float_line){0}; }
+static inline double_line skbn_splat_double(double value) { return value - (double_line){0}; }
+/* Half a line of floats as a line of doubles. */
+static inline double_line skbn_widen_float(const float *x) {
+#if defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm256_loadu_ps(x)); /* gcc 12 makes two halves of the general form */
+#else
+    return __builtin_convertvector(*(const float_half *) x, double_line);
+#endif
+}
+#else
+typedef float float_line;
+typedef double double_line;
+static inline float_line skbn_relu_float(float_line z) { return z < 0 ? 0 : z; }
+static inline double_line skbn_relu_double(double_line z) { return z < 0 ? 0 : z; }
+static inline float_line skbn_splat_float(float value) { return value; }
+static inline double_line skbn_splat_double(double value) { return value; }
+static inline double_line skbn_widen_float(const float *x) { return *x; }
+#endif
+
+static inline double_line skbn_widen_double(const double *x) { return *(const double_line *) x; }
+
+/* Sum of the lanes, by halves, written out: as a loop it goes through memory. */
+static inline float skbn_sum_float(float_line line) {
+    float x[16] = {0};
+    memcpy(x, &line, sizeof line);
+    return ((x[0] + x[8] + (x[4] + x[12])) + (x[2] + x[10] + (x[6] + x[14])))
+        + ((x[1] + x[9] + (x[5] + x[13])) + (x[3] + x[11] + (x[7] + x[15])));
+}
+static inline double skbn_sum_double(double_line line) {
+    double x[8] = {0};
+    memcpy(x, &line, sizeof line);
+    return (x[0] + x[4] + (x[2] + x[6])) + (x[1] + x[5] + (x[3] + x[7]));
+}
+
+#endif

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Lines: vector registers as a fused type, so that a kernel is written once for both dtypes and every processor.
+
+Cython is told that a line is a number, which it is to its operators. What needs a function has one here. Rows of the
+network's buffers are whole lines (skbn.backends.memory), so strides are counted in lines and there are no remainders.
+"""
+
+from cython cimport floating
+
+cdef extern from "cpu/lines.h" nogil:
+    ctypedef float float_line
+    ctypedef double double_line
+    float_line relu_float "skbn_relu_float"(float_line z) noexcept
+    double_line relu_double "skbn_relu_double"(double_line z) noexcept
+    float_line splat_float "skbn_splat_float"(float value) noexcept
+    double_line splat_double "skbn_splat_double"(double value) noexcept
+    double_line widen_float "skbn_widen_float"(const float* x) noexcept
+    double_line widen_double "skbn_widen_double"(const double* x) noexcept
+    float sum_float "skbn_sum_float"(float_line x) noexcept
+    double sum_double "skbn_sum_double"(double_line x) noexcept
+
+ctypedef fused line:
+    float_line
+    double_line
+
+
+cdef inline line relu_line(line z) noexcept nogil:
+    """max(z, 0), but NaN stays NaN."""
+    if line is float_line:
+        return relu_float(z)
+    else:
+        return relu_double(z)
+
+
+cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
+    """A line filled with the k-th number of a row."""
+    if line is float_line:
+        return splat_float((<const float*> row)[k])
+    else:
+        return splat_double((<const double*> row)[k])
+
+
+cdef inline double_line widen(const floating* x) noexcept nogil:
+    """The next numbers, as many as a line has doubles."""
+    if floating is float:
+        return widen_float(x)
+    else:
+        return widen_double(x)
+
+
+cdef inline Py_ssize_t count_lines(const line* row, Py_ssize_t stride) noexcept nogil:
+    """Lines in a row of this many numbers."""
+    if line is float_line:
+        return stride * sizeof(float) // sizeof(float_line)
+    else:
+        return stride * sizeof(double) // sizeof(double_line)
