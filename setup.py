@@ -78,7 +78,7 @@ def openmp_candidates(compiler_type):
 
 
 # Instruction levels beyond the baseline that the executor is compiled for, and their flags.
-LEVELS = {"x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4"]}
+LEVELS = {"x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 MSVC_LEVELS = {"x86_64_v3": ["/arch:AVX2"], "x86_64_v4": ["/arch:AVX512"]}
 
 

@@ -41,6 +41,11 @@ class Dense:
     kind = LayerKind.DENSE
     has_state = False
 
+    @property
+    def architecture(self):
+        """What must not change while the same weights go on training."""
+        return self.kind, self.n_in, self.n_out, self.train_bias
+
     def tensors(self):
         yield TensorSpec("weight", (self.n_in, self.n_out), penalized=True)
         yield TensorSpec("bias", (self.n_out,), penalized=False)
@@ -65,6 +70,11 @@ class BatchNorm:
 
     kind = LayerKind.BATCH_NORM
     has_state = True
+
+    @property
+    def architecture(self):
+        """What must not change while the same weights go on training."""
+        return self.kind, self.n_out, self.position, self.hidden_layer, self.center, self.scale
 
     @property
     def n_in(self):
@@ -94,6 +104,7 @@ class Dropout:
 
     kind = LayerKind.DROPOUT
     has_state = False
+    architecture = None  # it holds no weights: it may come and go
 
     @property
     def n_in(self):

@@ -2,8 +2,9 @@
 
 The loss of a batch is the mean over its rows of the loss summed over outputs; its gradient, which executors hand to the
 optimizer, is the derivative of exactly that. The reported training loss adds ``alpha / (2 * n_rows) * sum(weights**2)``
-as scikit-learn's does. Losses are functions of the raw outputs (logits), never of probabilities: nothing has to be
-clipped, and a confident wrong answer costs what it costs (scikit-learn clips probabilities at machine epsilon).
+as scikit-learn's does. Losses are functions of the raw outputs (logits), never of probabilities, so no digit is lost
+near 0 and 1. One row costs at most -log(machine epsilon), 36 in float64 and 16 in float32, as in scikit-learn, so that
+curves and stopping are the same on unscaled data; as there, the gradient knows no such bound.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -20,6 +21,10 @@ class BinaryLogLoss:
     out_activation = "logistic"
     n_outputs = 1
 
+    def accuracy(self, n_correct, n_rows):
+        """Return the share of rows on the right side of 0."""
+        return n_correct / n_rows
+
     def decide(self, raw):
         """Return the code of the likelier class."""
         return (raw[:, 0] > 0).astype(np.intp)
@@ -35,6 +40,10 @@ class BinaryLogLoss:
 
 class ConstantLogLoss(BinaryLogLoss):
     """Log loss where only one class is known: every target is code 0."""
+
+    def accuracy(self, n_correct, n_rows):
+        """Return 1: there is nothing to get wrong."""
+        return 1.0
 
     def decide(self, raw):
         """Return code 0."""
@@ -57,6 +66,10 @@ class CategoricalLogLoss:
 
     def __init__(self, n_classes):
         self.n_outputs = n_classes
+
+    def accuracy(self, n_correct, n_rows):
+        """Return the share of rows whose class has the largest logit."""
+        return n_correct / n_rows
 
     def decide(self, raw):
         """Return the code of the likeliest class, the first where several are."""

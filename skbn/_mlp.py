@@ -8,6 +8,7 @@ fails leaves the estimator exactly as it was.
 
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from numbers import Integral, Real
 
 import numpy as np
@@ -28,11 +29,21 @@ from skbn._sklearn_compat import (
     StrOptions,
     check_partial_fit_first_call,
     fit_context,
+    make_constraint,
 )
 from skbn._training import SOLVERS, History, Optimizer, Rows, train
 from skbn.backends import get_executor
 
 PLACEMENTS = ("input", "before", "after")
+
+
+@cache
+def _constraints(estimator_class):
+    """Return the constraint objects of every parameter of a class."""
+    return {
+        name: [make_constraint(constraint) for constraint in alternatives]
+        for name, alternatives in estimator_class._parameter_constraints.items()
+    }
 
 
 @contextmanager
@@ -90,6 +101,15 @@ class _BaseMLPBN(BaseEstimator):
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "device": [StrOptions({"cpu", "cuda"}), None],
     }
+
+    def _validate_params(self):
+        """Validate parameters with scikit-learn's constraints, made once a class instead of once a fit."""
+        constraints = _constraints(type(self))
+        if not all(
+            any(constraint.is_satisfied_by(getattr(self, name)) for constraint in alternatives)
+            for name, alternatives in constraints.items()
+        ):
+            super()._validate_params()  # says which and why
 
     def _hidden_layer_sizes(self):
         sizes = self.hidden_layer_sizes
@@ -162,10 +182,10 @@ class _BaseMLPBN(BaseEstimator):
         if network.layers == tuple(layers):
             return network
         changed = Network(layers, network.dtype)
-        if changed.tensors != network.tensors or len(changed.state) != len(network.state):
+        if changed.architecture != network.architecture:
             raise ValueError(
-                "The fitted network has other layers than hidden_layer_sizes, batch_norm, bn_center, "
-                "bn_scale and dropout now ask for; training can only continue with the same layers."
+                "The fitted network has other layers than hidden_layer_sizes, batch_norm, bn_center and "
+                "bn_scale now ask for; training can only continue with the same layers."
             )
         changed.assign(network)
         return changed
@@ -236,9 +256,10 @@ class _BaseMLPBN(BaseEstimator):
             batch_size=self._batch_size(len(data.rows)),
             dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
         )
-        train(
+        completed = train(
             network,
             executor,
+            self._loss,
             optimizer,
             history,
             data,
@@ -252,11 +273,19 @@ class _BaseMLPBN(BaseEstimator):
             verbose=self.verbose,
             incremental=incremental,
         )
-        if placements and self.bn_statistics == "population" and not incremental:
-            with executor:
-                executor.update_population_statistics(X, np.sort(data.rows))
+        if placements and self.bn_statistics == "population" and completed and not incremental:
+            self._measure_population(executor, network, X, np.sort(data.rows))
         self._publish(network, optimizer, history, validated=validation is not None)
         return self
+
+    def _measure_population(self, executor, network, X, rows):
+        """Measure the population statistics; if the user interrupts that, keep the moving ones."""
+        try:
+            with executor:
+                executor.update_population_statistics(X, rows)
+        except KeyboardInterrupt:
+            network.use_population = False
+            warnings.warn("Training interrupted by user.", stacklevel=2)
 
     def _is_first_fit(self, incremental):
         return not hasattr(self, "_network") or not (self.warm_start or incremental)
@@ -702,7 +731,10 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
             raise ValueError(f"{given} was given without {missing}; give both or neither.")
         if X_val is None:
             return None
-        X_val = validate_data(self, X_val, dtype=dtype, reset=False)
+        try:
+            X_val = validate_data(self, X_val, dtype=dtype, reset=False)
+        except ValueError as error:
+            raise ValueError(f"X_val: {error}") from error
         y_val = column_or_1d(y_val, warn=True)
         check_consistent_length(X_val, y_val)
         unknown = np.setdiff1d(y_val, self.classes_)

@@ -207,6 +207,11 @@ class Network:
             )
         return records
 
+    @property
+    def architecture(self):
+        """What two networks must share for one to go on from the other's weights."""
+        return [layer.architecture for layer in self.layers if layer.architecture is not None]
+
     def new_vector(self):
         """Return a zero vector of the layout of ``params`` (gradients, optimizer memory)."""
         return aligned_zeros(self.n_params, self.dtype)

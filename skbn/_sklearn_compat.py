@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from sklearn.base import _fit_context as fit_context
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import Interval, Options, StrOptions, make_constraint
 from sklearn.utils.multiclass import _check_partial_fit_first_call as check_partial_fit_first_call
 
-__all__ = ["Interval", "Options", "StrOptions", "check_partial_fit_first_call", "fit_context"]
+__all__ = [
+    "Interval",
+    "Options",
+    "StrOptions",
+    "check_partial_fit_first_call",
+    "fit_context",
+    "make_constraint",
+]

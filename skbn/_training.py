@@ -65,8 +65,8 @@ class History:
             best = loss < self.best_loss
         self.no_improvement_count = 0 if improved else self.no_improvement_count + 1
         self.best_loss = min(self.best_loss, self.loss_curve[-1])
-        if self.validation_scores:
-            self.best_validation_score = max(self.best_validation_score, self.validation_scores[-1])
+        if self.validation_scores and self.validation_scores[-1] > self.best_validation_score:
+            self.best_validation_score = self.validation_scores[-1]
         if best:
             self.best_iter = len(self.loss_curve)
         return best
@@ -150,7 +150,7 @@ class Optimizer:
 
 
 def _run_epoch(executor, optimizer, data):
-    """Return mean loss and accuracy of one epoch, both as seen in training mode."""
+    """Return mean loss and rows decided right of one epoch, both as seen in training mode."""
     total, n_correct, position = 0.0, 0, 0
     n_samples = len(data.rows)
     while position < n_samples:
@@ -159,7 +159,7 @@ def _run_epoch(executor, optimizer, data):
         )
         total += loss
         n_correct += correct
-    return total / n_samples, n_correct / n_samples
+    return total / n_samples, n_correct
 
 
 def _diverged(network, epoch):
@@ -173,6 +173,7 @@ def _diverged(network, epoch):
 def train(
     network,
     executor,
+    loss_function,
     optimizer,
     history,
     data,
@@ -195,6 +196,8 @@ def train(
         Trained in place; with early stopping it ends as it was after its best epoch.
     executor : executor
         What computes; made for this network.
+    loss_function : object of skbn._losses
+        Says what the counts of right decisions mean.
     optimizer : Optimizer
         Advanced in place.
     history : History
@@ -216,6 +219,11 @@ def train(
     incremental : bool
         Whether to do one epoch only and say nothing about convergence (``partial_fit``).
 
+    Returns
+    -------
+    bool
+        Whether training came to its own end (False: it was interrupted by the user).
+
     Raises
     ------
     ValueError
@@ -224,26 +232,29 @@ def train(
     best = network.copy() if early_stopping else None
     watched = "Validation score" if early_stopping else "Training loss"
     history.n_iter = 0
+    completed = True
     try:
         with executor:
             for _ in range(max_iter):
                 if shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     random_state.shuffle(data.rows)
-                loss, score = _run_epoch(executor, optimizer, data)
+                loss, n_correct = _run_epoch(executor, optimizer, data)
                 history.n_iter += 1
                 history.n_samples_seen += len(data.rows)
                 history.loss_curve.append(loss)
-                history.train_scores.append(score)
+                history.train_scores.append(loss_function.accuracy(n_correct, len(data.rows)))
                 if verbose:
                     print("Iteration %d, loss = %.8f" % (history.n_iter, loss))
                 diverged = not isfinite(loss)
                 if validation is not None:
                     validation_loss, n_correct = executor.evaluate(*validation)
-                    diverged = diverged or not isfinite(validation_loss)
-                    score = nan if diverged else n_correct / len(validation.rows)
+                    score = nan
+                    if not diverged and isfinite(validation_loss):
+                        score = loss_function.accuracy(n_correct, len(validation.rows))
                     history.validation_loss_curve.append(validation_loss)
                     history.validation_scores.append(score)
+                    diverged = diverged or (early_stopping and score != score)
                     if verbose:
                         print("Validation score: %f" % score)
                 if diverged:
@@ -277,7 +288,9 @@ def train(
                     )
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)
+        completed = False
     if early_stopping:
         network.assign(best)
     if network.first_non_finite_layer() is not None:
         raise _diverged(network, history.n_iter)
+    return completed

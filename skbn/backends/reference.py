@@ -166,9 +166,14 @@ def dropout_backward(dy, mask):
 # Losses: sum over rows and outputs, d(sum)/d(raw), number of rows decided right.
 
 
+def bounded(loss):
+    """Return what rows cost: at most -log(machine epsilon); NaN passes."""
+    return np.minimum(loss, -np.log(np.finfo(loss.dtype).eps))
+
+
 def binary_log_loss(raw, targets):
     z, y = raw[:, 0], targets
-    loss = np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))
+    loss = bounded(np.maximum(z, 0) - z * y) + np.log1p(np.exp(-np.abs(z)))
     return loss.sum(dtype=np.float64), (expit(z) - y)[:, None], np.sum((z > 0) == (y > 0))
 
 
@@ -178,7 +183,7 @@ def categorical_log_loss(raw, targets):
     shifted = raw - raw.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
-    loss = np.log(total[:, 0]) - shifted[rows, codes]
+    loss = bounded(np.log(total[:, 0]) - shifted[rows, codes])
     gradient = exponentials / total
     gradient[rows, codes] -= 1
     return loss.sum(dtype=np.float64), gradient, np.sum(raw.argmax(axis=1) == codes)

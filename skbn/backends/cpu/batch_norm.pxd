@@ -182,6 +182,7 @@ cdef inline void tile_moments(
     """Means of at most TILE columns as mean + correction; sums of squared deviations from them."""
     cdef floating total[TILE]
     cdef double sums[TILE]
+    cdef double share = 1.0 / n_rows  # not a division a column
     cdef Py_ssize_t j
     if floating is float:
         shifted_sums(
@@ -194,10 +195,10 @@ cdef inline void tile_moments(
             count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
         )
     for j in range(columns):
-        mean[j] = <double> x[j] + <double> total[j] / n_rows
+        mean[j] = <double> x[j] + <double> total[j] * share
     sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
     for j in range(columns):
-        correction[j] = sums[j] / n_rows
+        correction[j] = sums[j] * share
         square[j] = square[j] - sums[j] * correction[j]
         square[j] = 0 if square[j] < 0 else square[j]
 
@@ -240,12 +241,13 @@ cdef inline void batch_norm_forward(
     cdef floating low[TILE]
     cdef floating scale[TILE]
     cdef floating shift[TILE]
+    cdef double share = 1.0 / n_rows
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         tile_moments(mean, correction, square, x + first, n_rows, columns, stride)
         for j in range(columns):
-            square[j] = square[j] / n_rows
+            square[j] = square[j] * share
             inv_std[j] = inverse_std(square[j], epsilon)
             high[j] = <floating> mean[j]
             low[j] = <floating> ((mean[j] - <double> high[j]) + correction[j])
@@ -291,7 +293,8 @@ cdef inline void batch_norm_backward(
     cdef floating part_xhat[TILE]
     cdef double total[TILE]
     cdef double total_xhat[TILE]
-    cdef Py_ssize_t j, first, columns, start, n_lines, line_stride
+    cdef double share = 1.0 / n_rows
+    cdef Py_ssize_t j, first, columns, start
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         for j in range(columns):
@@ -329,8 +332,8 @@ cdef inline void batch_norm_backward(
         for j in range(columns):
             dbeta[first + j] = dbeta[first + j] + total[j]
             dgamma[first + j] = dgamma[first + j] + total_xhat[j]
-            mean_dz[j] = <floating> (total[j] / n_rows)
-            slope[j] = <floating> (total_xhat[j] / n_rows * saved[2 * stride + first + j])
+            mean_dz[j] = <floating> (total[j] * share)
+            slope[j] = <floating> (total_xhat[j] * share * saved[2 * stride + first + j])
         if dx == NULL:
             continue
         if floating is float:

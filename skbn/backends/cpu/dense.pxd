@@ -35,15 +35,16 @@ cdef inline void dense_forward(
             multiply_few(
                 <float_line*> y, <const float_line*> x, <const float_line*> weight, <const float_line*> bias,
                 n_rows, n_in, count_lines(<const float_line*> x, in_stride),
-                count_lines(<const float_line*> x, out_stride),
+                count_lines(<const float_line*> x, out_stride), activation == SKBN_RELU,
             )
         else:
             multiply_few(
                 <double_line*> y, <const double_line*> x, <const double_line*> weight, <const double_line*> bias,
                 n_rows, n_in, count_lines(<const double_line*> x, in_stride),
-                count_lines(<const double_line*> x, out_stride),
+                count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
             )
-        activation_forward(y, activation, n_rows, n_out, out_stride)
+        if activation != SKBN_RELU:
+            activation_forward(y, activation, n_rows, n_out, out_stride)
         return
     multiply(y, x, weight, n_rows, n_in, n_out, in_stride, out_stride)
     if activation == SKBN_RELU:

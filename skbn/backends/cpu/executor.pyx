@@ -57,7 +57,7 @@ from skbn.backends.memory import aligned_zeros
 
 cdef enum:
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
-    GROUP = 32  # blocks of rows whose moments are held at once
+    GROUP = 32  # blocks of rows that one call takes
     # A parallel region pays from about 100 us of work; a core does some 10 multiplications a nanosecond.
     PARALLEL_WORK = 1_000_000
 
@@ -337,11 +337,12 @@ cdef void predict_block(
 cdef void predict_blocks(
     const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size,
     floating* raw, double* loss, Py_ssize_t* n_correct,
-    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows, int threads,
+    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows,
+    Py_ssize_t first, Py_ssize_t stop, int threads,
 ) noexcept nogil:
-    """All blocks, shared out over threads; every block's bits are its own."""
-    cdef Py_ssize_t block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-    for block in prange(n_blocks, num_threads=threads, schedule="static"):
+    """Blocks first to stop, shared out over threads; every block's bits are its own."""
+    cdef Py_ssize_t block
+    for block in prange(first, stop, num_threads=threads, schedule="static"):
         predict_block(
             plan, params, work + threadid() * work_size, raw, loss, n_correct, X, targets, rows, n_rows, block
         )
@@ -370,39 +371,35 @@ cdef void block_moments(
     restore_mode(mode)
 
 
-cdef void population_moments(
+cdef void merge_moments(
+    double* mean, double* square,       # IN/OUT (stride,): of the rows seen so far
+    const double* parts,                # IN  mean and sum of squared deviations, block by block
+    Py_ssize_t seen, Py_ssize_t n_rows, Py_ssize_t stride,
+) noexcept nogil:
+    """Take the blocks of n_rows further rows into mean and sum of squared deviations, in order (Chan et al., 1979)."""
+    cdef Py_ssize_t start, size, j
+    cdef double delta, share
+    for start in range(0, n_rows, 256):  # EVAL_ROWS
+        size = min(<Py_ssize_t> EVAL_ROWS, n_rows - start)
+        share = <double> size / (seen + start + size)
+        for j in range(stride):
+            delta = parts[j] - mean[j]
+            mean[j] = mean[j] + delta * share
+            square[j] = square[j] + (parts[stride + j] + delta * delta * share * (seen + start))
+        parts += 2 * stride
+
+
+cdef void group_moments(
     const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size, double* parts,
-    double* mean, double* var,          # OUT (stride,) of the layer
     const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t index, int threads,
 ) noexcept nogil:
-    """Mean and biased variance over all rows: blocks merged in order (Chan et al., 1979)."""
-    cdef Py_ssize_t stride = plan.layers[index].in_stride
-    cdef Py_ssize_t n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-    cdef Py_ssize_t group, group_stop, block, size, seen = 0, j
-    cdef double delta, share
-    for j in range(stride):
-        mean[j] = 0
-        var[j] = 0
-    for group in range(0, n_blocks, 32):  # GROUP
-        group_stop = min(group + GROUP, n_blocks)
-        for block in prange(group, group_stop, num_threads=threads, schedule="static"):
-            block_moments(
-                plan, params, work + threadid() * work_size,
-                parts + 2 * (block - group) * stride, parts + (2 * (block - group) + 1) * stride,
-                X, rows, n_rows, block, index,
-            )
-        for block in range(group, group_stop):
-            size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
-            seen += size
-            share = <double> size / seen
-            for j in range(stride):
-                delta = parts[2 * (block - group) * stride + j] - mean[j]
-                mean[j] = mean[j] + delta * share
-                var[j] = var[j] + (
-                    parts[(2 * (block - group) + 1) * stride + j] + delta * delta * share * (seen - size)
-                )
-    for j in range(stride):
-        var[j] = var[j] / n_rows
+    """Moments of every block of a group of rows, shared out over threads."""
+    cdef Py_ssize_t stride = plan.layers[index].in_stride, block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
+    for block in prange(n_blocks, num_threads=threads, schedule="static"):
+        block_moments(
+            plan, params, work + threadid() * work_size,
+            parts + 2 * block * stride, parts + (2 * block + 1) * stride, X, rows, n_rows, block, index,
+        )
 
 
 cdef void* address(object array, char kind, Py_ssize_t size, bint writable) except NULL:
@@ -611,7 +608,8 @@ cdef class CPUExecutor:
         cdef void* out = NULL
         cdef void* work
         cdef int threads = self.threads_for(n_rows)
-        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
+        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest, first, stop
+        cdef Py_ssize_t n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
         plan.use_population = self.network.use_population
         if rows is not None:
             index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
@@ -623,17 +621,19 @@ cdef class CPUExecutor:
             n_correct = <Py_ssize_t*> address(counts, INTP, 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
         work = address(buffers, self.kind, 0, True)
-        with nogil:
-            if self.is_double:
-                predict_blocks(
-                    plan, <double*> self.params, <double*> work, work_size, <double*> out, loss, n_correct,
-                    &source, <double*> y, index, n_rows, threads,
-                )
-            else:
-                predict_blocks(
-                    plan, <float*> self.params, <float*> work, work_size, <float*> out, loss, n_correct,
-                    &source, <float*> y, index, n_rows, threads,
-                )
+        for first in range(0, n_blocks, GROUP):  # a call a group: Ctrl-C works between them
+            stop = min(first + GROUP, n_blocks)
+            with nogil:
+                if self.is_double:
+                    predict_blocks(
+                        plan, <double*> self.params, <double*> work, work_size, <double*> out, loss,
+                        n_correct, &source, <double*> y, index, n_rows, first, stop, threads,
+                    )
+                else:
+                    predict_blocks(
+                        plan, <float*> self.params, <float*> work, work_size, <float*> out, loss,
+                        n_correct, &source, <float*> y, index, n_rows, first, stop, threads,
+                    )
 
     def predict(self, X):
         """Return the raw outputs."""
@@ -653,33 +653,40 @@ cdef class CPUExecutor:
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0]
+        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride, j
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef int threads = self.threads_for(n_rows)
-        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest, layer
-        cdef void* work
-        cdef double* moments
+        cdef int threads = self.threads_for(n_rows), layer
+        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
         cdef double* mean
-        cdef double* var
+        cdef double* square
+        cdef double* moments
+        cdef void* work
         buffers = aligned_zeros(threads * work_size, self.dtype)
         parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
+        totals = aligned_zeros(2 * plan.widest, np.float64)
         work = address(buffers, self.kind, 0, True)
         moments = <double*> address(parts, b"d", 0, True)
+        mean = <double*> address(totals, b"d", 0, True)
         self.network.use_population = True
         plan.use_population = True
-        with nogil:
-            for layer in range(plan.n_layers):
-                if plan.layers[layer].kind != SKBN_BATCH_NORM:
-                    continue
-                mean = plan.state + plan.layers[layer].state + SKBN_POPULATION_MEAN * plan.layers[layer].out_stride
-                var = mean + plan.layers[layer].out_stride
-                if self.is_double:
-                    population_moments(
-                        plan, <double*> self.params, <double*> work, work_size, moments, mean, var,
-                        &source, index, n_rows, layer, threads,
-                    )
-                else:
-                    population_moments(
-                        plan, <float*> self.params, <float*> work, work_size, moments, mean, var,
-                        &source, index, n_rows, layer, threads,
-                    )
+        for layer in self.network.batch_norm_indices:
+            stride = plan.layers[layer].out_stride
+            square = mean + stride
+            totals[:] = 0
+            for seen in range(0, n_rows, GROUP * EVAL_ROWS):  # a call a group: Ctrl-C works between them
+                size = min(<Py_ssize_t> (GROUP * EVAL_ROWS), n_rows - seen)
+                with nogil:
+                    if self.is_double:
+                        group_moments(
+                            plan, <double*> self.params, <double*> work, work_size, moments,
+                            &source, index + seen, size, layer, threads,
+                        )
+                    else:
+                        group_moments(
+                            plan, <float*> self.params, <float*> work, work_size, moments,
+                            &source, index + seen, size, layer, threads,
+                        )
+                    merge_moments(mean, square, moments, seen, size, stride)
+            totals[stride : 2 * stride] /= n_rows
+            start = plan.layers[layer].state + SKBN_POPULATION_MEAN * stride
+            self.network.state[start : start + 2 * stride] = totals[: 2 * stride]

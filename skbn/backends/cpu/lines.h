@@ -54,17 +54,24 @@ static inline double_line skbn_widen_float(const float *x) { return *x; }
 
 static inline double_line skbn_widen_double(const double *x) { return *(const double_line *) x; }
 
-/* Sum of the lanes, by halves, written out: as a loop it goes through memory. */
+/* Sum of the lanes, by halves. */
 static inline float skbn_sum_float(float_line line) {
-    float x[16] = {0};
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512) line);
+#else
+    float x[8] = {0};
     memcpy(x, &line, sizeof line);
-    return ((x[0] + x[8] + (x[4] + x[12])) + (x[2] + x[10] + (x[6] + x[14])))
-        + ((x[1] + x[9] + (x[5] + x[13])) + (x[3] + x[11] + (x[7] + x[15])));
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+#endif
 }
 static inline double skbn_sum_double(double_line line) {
-    double x[8] = {0};
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_pd((__m512d) line);
+#else
+    double x[4] = {0};
     memcpy(x, &line, sizeof line);
-    return (x[0] + x[4] + (x[2] + x[6])) + (x[1] + x[5] + (x[3] + x[7]));
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 
 #endif

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Losses of raw outputs: the sum over the rows, its gradient, and how many rows are decided right.
 
-The reduction is decided in skbn/_losses.py: the gradient is multiplied by ``rate`` (1 / rows of the batch), the sum is
-not. ``draw`` may be NULL (evaluation) and may be ``raw`` itself.
+The reduction is decided in skbn/_losses.py, and so is the bound on what a row costs: the gradient is multiplied by
+``rate`` (1 / rows of the batch), the sum is not. ``draw`` may be NULL (evaluation).
 """
 
 from cython cimport floating
@@ -12,6 +12,12 @@ from skbn.backends.cpu.elementary cimport exponential
 
 cdef enum:
     ROWS = 256  # rows whose losses are multiplied before one logarithm is taken: at most 2**256
+
+
+cdef inline double bounded(double loss, const floating* raw) noexcept nogil:
+    """At most -log(machine epsilon) of the type of ``raw``; NaN passes."""
+    cdef double bound = 23 * 0.6931471805599453 if floating is float else 52 * 0.6931471805599453
+    return bound if loss > bound else loss
 
 
 cdef inline double binary_log_loss(
@@ -42,7 +48,8 @@ cdef inline double binary_log_loss(
         for i in range(block):
             z = raw[start + i]
             product *= 1 + <double> e[i]
-            total += (z if z > 0 else 0) - z * y[i]  # NaN arrives by way of z * y
+            # NaN arrives by way of z * y. At the bound, log(1 + e) is less than epsilon.
+            total += bounded((z if z > 0 else 0) - z * y[i], raw)
             n_correct[0] += (z > 0) == (y[i] > 0)
         total += log(product)
         if draw != NULL:
@@ -77,7 +84,6 @@ cdef inline double categorical_log_loss(
                 best = j
         n_correct[0] += best == code
         exponentials = 0
-        total += largest - z[code]
         if draw == NULL:
             for j in range(n_classes):
                 exponentials += exponential(z[j] - largest)
@@ -89,5 +95,5 @@ cdef inline double categorical_log_loss(
             for j in range(n_classes):
                 draw[i * stride + j] = draw[i * stride + j] * inverse
             draw[i * stride + code] = draw[i * stride + code] - rate
-        total += log(exponentials)
+        total += bounded(log(exponentials) + (largest - z[code]), raw)
     return total

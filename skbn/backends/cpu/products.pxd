@@ -14,6 +14,7 @@ from skbn.backends.cpu.lines cimport (
     double_line,
     float_line,
     line,
+    relu_line,
     splat_item,
     sum_double,
     sum_float,
@@ -28,26 +29,22 @@ cdef inline void multiply_few(
     const line* x,              # IN  (n_rows, in_lines): the pad behind an odd number of inputs is zero
     const line* weight,         # IN  (n_in, n_lines)
     const line* bias,           # IN  (n_lines,)
-    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, bint rectify,
 ) noexcept nogil:
-    """y = x @ weight + bias, two inputs at a time."""
+    """y = x @ weight + bias, then ReLU if asked; two inputs at a time."""
     cdef Py_ssize_t i, j, k
-    cdef line first, second, start
+    cdef line first, second, start, z
+    cdef bint last
     for k in range(n_lines):
+        start = bias[k]
         for j in range(0, n_in, 2):
             first = weight[j * n_lines + k]
             second = weight[(j + 1) * n_lines + k] if j + 1 < n_in else first
-            start = bias[k]
-            if j == 0:
-                for i in range(n_rows):
-                    y[i * n_lines + k] = (
-                        start + splat_item(x + i * in_lines, 0) * first
-                    ) + splat_item(x + i * in_lines, 1) * second
-            else:
-                for i in range(n_rows):
-                    y[i * n_lines + k] = (
-                        y[i * n_lines + k] + splat_item(x + i * in_lines, j) * first
-                    ) + splat_item(x + i * in_lines, j + 1) * second
+            last = rectify and j + 2 >= n_in
+            for i in range(n_rows):
+                z = start if j == 0 else y[i * n_lines + k]
+                z = (z + splat_item(x + i * in_lines, j) * first) + splat_item(x + i * in_lines, j + 1) * second
+                y[i * n_lines + k] = relu_line(z) if last else z
 
 
 cdef inline void multiply_transposed_few(
