@@ -35,7 +35,7 @@ DIRECTIVES = {
 # These follow Python's own flags on the command line, so this -O3 wins over its -O2 or -O3.
 # -fno-math-errno and -fno-trapping-math let the loops vectorize and change no result; without
 # them a step takes nearly twice as long. Contraction into fused multiply-adds is off because it
-# would make the last bits depend on the compiler. -g0 keeps debugging tables out of the wheels.
+# would make the last bits depend on the compiler.
 UNIX_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 MSVC_FLAGS = ["/O2"]
 
@@ -78,7 +78,10 @@ def openmp_candidates(compiler_type):
 
 
 # Instruction levels beyond the baseline that the executor is compiled for, and their flags.
-LEVELS = {"x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+LEVELS = {
+    "x86_64_v3": ["-march=x86-64-v3"],
+    "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
 MSVC_LEVELS = {"x86_64_v3": ["/arch:AVX2"], "x86_64_v4": ["/arch:AVX512"]}
 
 
@@ -118,7 +121,7 @@ class BuildExtensions(build_ext):
         compiler_type = self.compiler.compiler_type
         flags = MSVC_FLAGS if compiler_type == "msvc" else UNIX_FLAGS
         if compiler_type != "msvc" and not self.debug:
-            flags = [*flags, "-g0"]
+            flags = [*flags, "-g0"]  # Python's own -g would make the wheel five times as large
 
         for openmp_compile, openmp_link in openmp_candidates(compiler_type):
             if self.compiler_accepts(OPENMP_PROGRAM, openmp_compile, openmp_link):
@@ -149,6 +152,8 @@ class BuildExtensions(build_ext):
                 force=self.force,
             )
         ext.sources = generated.sources
+        # Only now: cythonize would copy what an extension depends on into the build folder.
+        ext.depends = ["setup.py", *map(str, sorted(Path("skbn").rglob("*.h")))]
         super().build_extension(ext)
 
     def compiler_accepts(self, program, compile_flags, link_flags):
@@ -173,7 +178,6 @@ def extension(name, source, level):
         name,
         [source],
         include_dirs=["skbn/backends"],
-        depends=["setup.py", *map(str, sorted(Path("skbn").rglob("*.h")))],
     )
     ext.level = level
     return ext

@@ -1,22 +1,88 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fully connected layers: y = activation(x @ weight + bias).
 
-Gradients are overwritten. The activation's backward has turned dy into dz before ``dense_backward`` is called.
+Gradients are overwritten; dy becomes dz, the gradient before the activation. A layer of few inputs, the first of most
+tables, is done in one sweep forward and one backward, activation and bias included.
 """
 
 from cython cimport floating
 
-from skbn.backends.cpu.activations cimport activation_forward, relu
-from skbn.backends.cpu.lines cimport count_lines, double_line, float_line, line
+from skbn.backends.cpu.activations cimport activation_backward, activation_forward, relu
+from skbn.backends.cpu.lines cimport (
+    count_lines,
+    double_line,
+    float_line,
+    line,
+    mask_line,
+    relu_line,
+    splat_item,
+)
 from skbn.backends.cpu.products cimport (
-    FEW,
     multiply,
-    multiply_few,
     multiply_transposed_input,
     multiply_transposed_weight,
     whole_lines,
 )
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
+
+cdef enum:
+    FEW = 8  # inputs up to which the sweeps win over BLAS
+
+
+cdef inline void forward_few(
+    line* y,                    # OUT (n_rows, n_lines)
+    const line* x,              # IN  (n_rows, in_lines): the pad behind an odd number of inputs is zero
+    const line* weight,         # IN  (n_in, n_lines)
+    const line* bias,           # IN  (n_lines,)
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, bint rectify,
+) noexcept nogil:
+    """y = x @ weight + bias, then ReLU if asked; two inputs at a time."""
+    cdef Py_ssize_t i, j, k
+    cdef line first, second, start, z
+    cdef bint last
+    for k in range(n_lines):
+        start = bias[k]
+        for j in range(0, n_in, 2):
+            first = weight[j * n_lines + k]
+            second = weight[(j + 1) * n_lines + k] if j + 1 < n_in else first
+            last = rectify and j + 2 >= n_in
+            for i in range(n_rows):
+                z = start if j == 0 else y[i * n_lines + k]
+                z = (z + splat_item(x + i * in_lines, j) * first) + splat_item(x + i * in_lines, j + 1) * second
+                y[i * n_lines + k] = relu_line(z) if last else z
+
+
+cdef inline void backward_few(
+    line* dweight,              # OUT (n_in, n_lines)
+    line* dbias,                # OUT (n_lines,); NULL: not trained
+    line* dy,                   # IN/OUT (n_rows, n_lines): dy, then dz
+    const line* y,              # IN  (n_rows, n_lines)
+    const line* x,              # IN  (n_rows, in_lines): the pad behind an odd number of inputs is zero
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, bint rectified,
+) noexcept nogil:
+    """ReLU backward if asked, dbias and dweight = x.T @ dz, two inputs at a time."""
+    cdef Py_ssize_t i, j, k
+    cdef line gradient, total, sum0, sum1  # three chains of additions
+    cdef const line* row
+    for k in range(n_lines):
+        for j in range(0, n_in, 2):
+            total = y[k] - y[k]
+            sum0 = total
+            sum1 = total
+            for i in range(n_rows):
+                gradient = dy[i * n_lines + k]
+                if rectified and j == 0:
+                    gradient = mask_line(gradient, y[i * n_lines + k])
+                    dy[i * n_lines + k] = gradient
+                row = x + i * in_lines
+                total = total + gradient
+                sum0 = sum0 + splat_item(row, j) * gradient
+                sum1 = sum1 + splat_item(row, j + 1) * gradient
+            dweight[j * n_lines + k] = sum0
+            if j + 1 < n_in:
+                dweight[(j + 1) * n_lines + k] = sum1
+            if dbias != NULL:
+                dbias[k] = total
 
 
 cdef inline void dense_forward(
@@ -32,13 +98,13 @@ cdef inline void dense_forward(
     cdef floating* row
     if n_in <= FEW and whole_lines(sizeof(floating), out_stride):
         if floating is float:
-            multiply_few(
+            forward_few(
                 <float_line*> y, <const float_line*> x, <const float_line*> weight, <const float_line*> bias,
                 n_rows, n_in, count_lines(<const float_line*> x, in_stride),
                 count_lines(<const float_line*> x, out_stride), activation == SKBN_RELU,
             )
         else:
-            multiply_few(
+            forward_few(
                 <double_line*> y, <const double_line*> x, <const double_line*> weight, <const double_line*> bias,
                 n_rows, n_in, count_lines(<const double_line*> x, in_stride),
                 count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
@@ -106,17 +172,36 @@ cdef inline void dense_backward(
     floating* dx,               # OUT (n_rows, n_in) by in_stride; NULL: not needed
     floating* dweight,          # OUT (n_in, n_out) by out_stride
     floating* dbias,            # OUT (n_out,) padded; NULL: not trained
-    const floating* dz,         # IN  (n_rows, n_out) by out_stride
+    floating* dy,               # IN/OUT (n_rows, n_out) by out_stride: dy, then dz
+    const floating* y,          # IN  (n_rows, n_out) by out_stride
     const floating* x,          # IN  (n_rows, n_in) by in_stride
     const floating* weight,     # IN  (n_in, n_out) by out_stride
     Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t n_out,
     Py_ssize_t in_stride, Py_ssize_t out_stride,
+    int activation,
 ) noexcept nogil:
-    multiply_transposed_input(dweight, x, dz, n_rows, n_in, n_out, in_stride, out_stride)
-    if dbias != NULL:
-        column_sums(dbias, dz, n_rows, out_stride)
+    if n_in <= FEW and whole_lines(sizeof(floating), out_stride):
+        if activation != SKBN_RELU:
+            activation_backward(dy, y, activation, n_rows, out_stride)
+        if floating is float:
+            backward_few(
+                <float_line*> dweight, <float_line*> dbias, <float_line*> dy, <const float_line*> y,
+                <const float_line*> x, n_rows, n_in, count_lines(<const float_line*> x, in_stride),
+                count_lines(<const float_line*> x, out_stride), activation == SKBN_RELU,
+            )
+        else:
+            backward_few(
+                <double_line*> dweight, <double_line*> dbias, <double_line*> dy, <const double_line*> y,
+                <const double_line*> x, n_rows, n_in, count_lines(<const double_line*> x, in_stride),
+                count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
+            )
+    else:
+        activation_backward(dy, y, activation, n_rows, out_stride)
+        multiply_transposed_input(dweight, x, dy, n_rows, n_in, n_out, in_stride, out_stride)
+        if dbias != NULL:
+            column_sums(dbias, dy, n_rows, out_stride)
     if dx != NULL:
-        multiply_transposed_weight(dx, dz, weight, n_rows, n_in, n_out, in_stride, out_stride)
+        multiply_transposed_weight(dx, dy, weight, n_rows, n_in, n_out, in_stride, out_stride)
 
 
 cdef inline double add_penalty(

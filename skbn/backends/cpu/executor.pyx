@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from skbn.backends.cpu.activations cimport activation_backward
+from skbn.backends.cpu.activations cimport activation_backward, zero_pads
 from skbn.backends.cpu.batch_norm cimport (
     TILE,
     batch_norm_backward,
@@ -105,7 +105,7 @@ cdef void gather(
     floating* x,                # OUT (n_rows, n_columns) by stride
     const Rows* source, const Py_ssize_t* rows, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t stride,
 ) noexcept nogil:
-    """Copy rows[first : first + n_rows] of the source; NULL: its rows in order."""
+    """Copy rows[first : first + n_rows] of the source (NULL: its rows in order)."""
     cdef Py_ssize_t i, j
     cdef const floating* row
     for i in range(n_rows):
@@ -171,6 +171,7 @@ cdef double backward(
     """Write the gradient of every tensor, given the loss's in the last delta; return the penalty."""
     cdef const LayerRecord* layer
     cdef const floating* x
+    cdef const floating* y
     cdef const floating* weight
     cdef floating* dy
     cdef floating* dx
@@ -185,13 +186,12 @@ cdef double backward(
         dy = deltas + layer.output * plan.capacity
         dx = deltas + layer.input * plan.capacity if index > 0 else NULL
         weight = params + layer.weight if layer.weight >= 0 else NULL
-        activation_backward(
-            dy, activations + layer.output * plan.capacity, layer.activation, n_rows, layer.out_stride
-        )
+        y = activations + layer.output * plan.capacity
         if layer.kind == SKBN_DENSE:
             dense_backward(
                 dx, grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
-                dy, x, weight, n_rows, layer.n_in, layer.n_out, layer.in_stride, layer.out_stride,
+                dy, y, x, weight, n_rows, layer.n_in, layer.n_out,
+                layer.in_stride, layer.out_stride, layer.activation,
             )
             if plan.alpha != 0:
                 squares += add_penalty(
@@ -199,6 +199,7 @@ cdef double backward(
                     <floating> (plan.alpha / n_rows),
                 )
         elif layer.kind == SKBN_BATCH_NORM:
+            activation_backward(dy, y, layer.activation, n_rows, layer.out_stride)
             saved = plan.saved + layer.saved * plan.n_virtual
             memset(dgamma, 0, layer.out_stride * sizeof(double))
             memset(dbeta, 0, layer.out_stride * sizeof(double))
@@ -321,6 +322,7 @@ cdef void predict_block(
     cdef unsigned long long mode = flush_denormals()
     cdef floating* out
     gather(work, X, rows, first, size, plan.input_stride)
+    zero_pads(work, size, X.n_columns, plan.input_stride)
     out = forward_eval(plan, params, work, work + EVAL_ROWS * plan.widest, plan.n_layers, size)
     if raw != NULL:
         for i in range(size):
@@ -360,6 +362,7 @@ cdef void block_moments(
     cdef unsigned long long mode = flush_denormals()
     cdef floating* out
     gather(work, X, rows, first, size, plan.input_stride)
+    zero_pads(work, size, X.n_columns, plan.input_stride)
     out = forward_eval(plan, params, work, work + EVAL_ROWS * plan.widest, index, size)
     for start in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - start)

@@ -31,6 +31,9 @@ typedef int64_t double_mask SKBN_LINE(SKBN_LINE_BYTES, 8);
 /* 0 where z < 0, else z: NaN passes. */
 static inline float_line skbn_relu_float(float_line z) { return (float_line)(~(z < 0) & (float_mask) z); }
 static inline double_line skbn_relu_double(double_line z) { return (double_line)(~(z < 0) & (double_mask) z); }
+/* dy where y > 0, else 0. */
+static inline float_line skbn_mask_float(float_line dy, float_line y) { return (float_line)((y > 0) & (float_mask) dy); }
+static inline double_line skbn_mask_double(double_line dy, double_line y) { return (double_line)((y > 0) & (double_mask) dy); }
 /* Minus 0 changes no number, so the compiler drops it; plus 0 would turn -0 into 0. */
 static inline float_line skbn_splat_float(float value) { return value - (float_line){0}; }
 static inline double_line skbn_splat_double(double value) { return value - (double_line){0}; }
@@ -47,6 +50,8 @@ typedef float float_line;
 typedef double double_line;
 static inline float_line skbn_relu_float(float_line z) { return z < 0 ? 0 : z; }
 static inline double_line skbn_relu_double(double_line z) { return z < 0 ? 0 : z; }
+static inline float_line skbn_mask_float(float_line dy, float_line y) { return y > 0 ? dy : 0; }
+static inline double_line skbn_mask_double(double_line dy, double_line y) { return y > 0 ? dy : 0; }
 static inline float_line skbn_splat_float(float value) { return value; }
 static inline double_line skbn_splat_double(double value) { return value; }
 static inline double_line skbn_widen_float(const float *x) { return *x; }

@@ -12,6 +12,8 @@ cdef extern from "cpu/lines.h" nogil:
     ctypedef double double_line
     float_line relu_float "skbn_relu_float"(float_line z) noexcept
     double_line relu_double "skbn_relu_double"(double_line z) noexcept
+    float_line mask_float "skbn_mask_float"(float_line dy, float_line y) noexcept
+    double_line mask_double "skbn_mask_double"(double_line dy, double_line y) noexcept
     float_line splat_float "skbn_splat_float"(float value) noexcept
     double_line splat_double "skbn_splat_double"(double value) noexcept
     double_line widen_float "skbn_widen_float"(const float* x) noexcept
@@ -30,6 +32,14 @@ cdef inline line relu_line(line z) noexcept nogil:
         return relu_float(z)
     else:
         return relu_double(z)
+
+
+cdef inline line mask_line(line dy, line y) noexcept nogil:
+    """dy where y > 0, else 0: the backward of ReLU."""
+    if line is float_line:
+        return mask_float(dy, y)
+    else:
+        return mask_double(dy, y)
 
 
 cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
