@@ -1,8 +1,9 @@
 """What each kind of layer is: its sizes, its tensors, its state. No arithmetic, no data.
 
-A layer is a small frozen description. :class:`skbn._network.Network` turns a list of them into the record table and
-the flat vectors that executors walk. A new kind (convolution, pooling, LSTM) starts here: one dataclass that says
-which tensors it owns, how much state it keeps and what goes in its record; docs/design.md lists the other places.
+A layer is a small frozen description. :class:`skbn._network.Network` turns a list of them into the
+record table and the flat vectors that executors walk. A new kind (convolution, pooling, LSTM)
+starts here: one dataclass that says which tensors it owns, how much state it keeps and what goes in
+its record; docs/design.md lists the other places.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -97,7 +98,7 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Inverted dropout: in training a unit is zero with probability ``rate``, else divided by ``1 - rate``."""
+    """Inverted dropout: a unit is zero with probability ``rate``, else divided by ``1 - rate``."""
 
     n_out: int
     rate: float
@@ -155,7 +156,8 @@ def multilayer_perceptron(
     n_in = n_features
     for hidden_layer, width in enumerate(hidden_layer_sizes):
         if "before" in placements:
-            # The mean subtraction cancels this bias, so its gradient is rounding noise: never train it.
+            # The mean subtraction cancels this bias, so its gradient is rounding noise: never train
+            # it.
             layers.append(Dense(n_in, width, train_bias=False))
             layers.append(BatchNorm(width, "before", hidden_layer, activation, **bn_options))
         else:

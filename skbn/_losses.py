@@ -1,10 +1,11 @@
 """Losses and their links: the one place where the reduction over rows and outputs is decided.
 
-The loss of a batch is the mean over its rows of the loss summed over outputs; its gradient, which executors hand to the
-optimizer, is the derivative of exactly that. The reported training loss adds ``alpha / (2 * n_rows) * sum(weights**2)``
-as scikit-learn's does. Losses are functions of the raw outputs (logits), never of probabilities, so no digit is lost
-near 0 and 1. One row costs at most -log(machine epsilon), 36 in float64 and 16 in float32, as in scikit-learn, so that
-curves and stopping are the same on unscaled data; as there, the gradient knows no such bound.
+The loss of a batch is the mean over its rows of the loss summed over outputs; its gradient, which
+executors hand to the optimizer, is the derivative of exactly that. The reported training loss adds
+``alpha / (2 * n_rows) * sum(weights**2)`` as scikit-learn's does. Losses are functions of the raw
+outputs (logits), never of probabilities, so no digit is lost near 0 and 1. One row costs at most
+-log(machine epsilon), 36 in float64 and 16 in float32, as in scikit-learn, so that curves and
+stopping are the same on unscaled data; as there, the gradient knows no such bound.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 

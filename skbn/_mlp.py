@@ -1,8 +1,8 @@
 """The estimators: parameters, validation, labels, fitted attributes. No arithmetic.
 
-An estimator turns what users give into a network, an optimizer and rows of data, hands them to the one training loop
-and takes what comes back as its fitted attributes, all at once at the end: work goes on in copies, so that a call that
-fails leaves the estimator exactly as it was.
+An estimator turns what users give into a network, an optimizer and rows of data, hands them to the
+one training loop and takes what comes back as its fitted attributes, all at once at the end: work
+goes on in copies, so that a call that fails leaves the estimator exactly as it was.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -103,7 +103,7 @@ class _BaseMLPBN(BaseEstimator):
     }
 
     def _validate_params(self):
-        """Validate parameters with scikit-learn's constraints, made once a class instead of once a fit."""
+        """Validate by scikit-learn's constraints, made once a class instead of once a fit."""
         constraints = _constraints(type(self))
         if not all(
             any(constraint.is_satisfied_by(getattr(self, name)) for constraint in alternatives)
@@ -149,8 +149,8 @@ class _BaseMLPBN(BaseEstimator):
             return
         if n_samples < 2:
             raise ValueError(
-                f"Found n_samples = {n_samples}, but batch normalization needs two or more samples: "
-                "collect more before fitting, or set batch_norm=None."
+                f"Found n_samples = {n_samples}, but batch normalization needs two or more "
+                "samples: collect more before fitting, or set batch_norm=None."
             )
         for name in ("batch_size", "bn_virtual_batch_size"):
             if getattr(self, name) == 1:
@@ -184,8 +184,8 @@ class _BaseMLPBN(BaseEstimator):
         changed = Network(layers, network.dtype)
         if changed.architecture != network.architecture:
             raise ValueError(
-                "The fitted network has other layers than hidden_layer_sizes, batch_norm, bn_center and "
-                "bn_scale now ask for; training can only continue with the same layers."
+                "The fitted network has other layers than hidden_layer_sizes, batch_norm, "
+                "bn_center and bn_scale now ask for; training can only go on with the same layers."
             )
         changed.assign(network)
         return changed
@@ -195,7 +195,8 @@ class _BaseMLPBN(BaseEstimator):
             return min(200, n_samples)
         if self.batch_size > n_samples:
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                "Got `batch_size` less than 1 or larger than sample size. "
+                "It is going to be clipped",
                 stacklevel=2,
             )
         return min(self.batch_size, n_samples)
@@ -211,7 +212,8 @@ class _BaseMLPBN(BaseEstimator):
         )
         if len(held_out) < 2:
             raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+                "The validation set is too small. Increase 'validation_fraction' "
+                "or the size of your dataset."
             )
         return data._replace(rows=rows), data._replace(rows=held_out)
 

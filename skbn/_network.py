@@ -1,12 +1,14 @@
 """A network as data: a table of layer records over flat vectors, and the views that users see.
 
-One vector per role: ``params`` (what optimizers update), ``grads`` of the same layout (made by whoever needs one) and
-``state`` (float64: moving and population statistics, which no optimizer sees). Tensors start on 64-byte boundaries and
-the widths of input and hidden layers are padded to 64 bytes, so that loops over a row go in whole cache lines without
-a remainder; pads are zero and stay zero. The output is not padded: one logit would grow sixteenfold.
+One vector per role: ``params`` (what optimizers update), ``grads`` of the same layout (made by
+whoever needs one) and ``state`` (float64: moving and population statistics, which no optimizer
+sees). Tensors start on 64-byte boundaries and the widths of input and hidden layers are padded to
+64 bytes, so that loops over a row go in whole cache lines without a remainder; pads are zero and
+stay zero. The output is not padded: one logit would grow sixteenfold.
 
-Rejected: lists of arrays per layer, as in scikit-learn's MLP; they are packed and unpacked at every L-BFGS step and
-make a pickle, a copy of the best epoch or an optimizer step a loop over Python objects.
+Rejected: lists of arrays per layer, as in scikit-learn's MLP; they are packed and unpacked at every
+L-BFGS step and make a pickle, a copy of the best epoch or an optimizer step a loop over Python
+objects.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -49,7 +51,8 @@ class BatchNormRecord(NamedTuple):
     gamma, beta : ndarray of shape (n_units,)
         Scale and shift: ones and zeros where they are not learned.
     moving_mean, moving_var : ndarray of shape (n_units,)
-        Bias-corrected moving statistics of the mini-batches, float64; the variance is the biased one.
+        Bias-corrected moving statistics of the mini-batches, float64; the variance is the biased
+        one.
     population_mean, population_var : ndarray of shape (n_units,) or None
         Statistics of all training rows, float64; None where predictions do not use them.
     """
@@ -248,14 +251,15 @@ class Network:
         }
 
     def __setstate__(self, state):
-        # The table is rebuilt, never trusted; vectors from a file may lie unaligned, so they are copied.
+        # The table is rebuilt, never trusted; vectors from a file may lie unaligned, so they are
+        # copied.
         self.__init__(state["layers"], state["dtype"])
         for name in ("params", "state"):
             vector, loaded = getattr(self, name), np.asarray(state[name])
             if loaded.shape != vector.shape or loaded.dtype != vector.dtype:
                 raise ValueError(
                     f"The stored network is damaged: {name} has shape {loaded.shape} and dtype "
-                    f"{loaded.dtype}, its layers need shape {vector.shape} and dtype {vector.dtype}."
+                    f"{loaded.dtype}, its layers need {vector.shape} and {vector.dtype}."
                 )
             vector[:] = loaded
         self.use_population = state["use_population"]

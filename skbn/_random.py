@@ -1,21 +1,29 @@
 """Everything random, drawn on the host so that every executor starts from the same numbers.
 
-Initial weights and shuffles come from the ``RandomState`` of ``random_state``, in scikit-learn's order, so that
-``batch_norm=None`` reproduces scikit-learn draw for draw. Dropout has a stream of its own, a counter-based generator
-keyed once per fit: turning dropout on changes neither the initial weights nor the batches.
+Initial weights and shuffles come from the ``RandomState`` of ``random_state``, in scikit-learn's
+order, so that ``batch_norm=None`` reproduces scikit-learn draw for draw. Dropout has a stream of
+its own, a counter-based generator keyed once per fit: turning dropout on changes neither the
+initial weights nor the batches.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
 
-WEIGHT_INITS = ("auto", "he_uniform", "he_normal", "glorot_uniform", "glorot_normal", "lecun_normal")
+WEIGHT_INITS = (
+    "auto",
+    "he_uniform",
+    "he_normal",
+    "glorot_uniform",
+    "glorot_normal",
+    "lecun_normal",
+)
 
 
 def initialize_weights(network, weight_init, activation, random_state):
     """Draw the initial weights of every dense layer into ``network.params``.
 
-    Weights and bias are drawn layer by layer, in network order. A bias is drawn also where it is then set to zero, so
-    that what is drawn next does not depend on ``weight_init``.
+    Weights and bias are drawn layer by layer, in network order. A bias is drawn also where it is
+    then set to zero, so that what is drawn next does not depend on ``weight_init``.
 
     Parameters
     ----------
@@ -23,8 +31,8 @@ def initialize_weights(network, weight_init, activation, random_state):
         Its ``params`` are written.
     weight_init : str
         One of ``WEIGHT_INITS``. "auto" is scikit-learn's rule: uniform weights and biases within
-        ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010). The others are
-        Keras's rules with zero biases, but that normal draws are not truncated.
+        ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010).
+        The others are Keras's rules with zero biases, but that normal draws are not truncated.
     activation : str
         Activation of the hidden layers.
     random_state : RandomState

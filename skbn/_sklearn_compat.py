@@ -1,4 +1,4 @@
-"""The only file that touches scikit-learn's private names, and the place for differences between its versions."""
+"""The only file that touches scikit-learn's private names."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 from sklearn.base import _fit_context as fit_context

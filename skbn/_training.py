@@ -1,8 +1,9 @@
-"""The only epoch loop: shuffles, schedules, early stopping, curves. No arithmetic on weights, no devices.
+"""The only epoch loop: shuffles, schedules, early stopping, curves.
 
-It drives an executor through a whole epoch in one call (or a few, where an epoch is long, so that Ctrl-C works) and
-decides what happens between epochs, word for word as scikit-learn's MLP does: what it prints, when it stops, how the
-learning rate moves. What scikit-learn has not is added beside it: scores in training mode, validation curves, the best
+No arithmetic on weights, no devices. It drives an executor through a whole epoch in one call (or a
+few, where an epoch is long, so that Ctrl-C works) and decides what happens between epochs, word for
+word as scikit-learn's MLP does: what it prints, when it stops, how the learning rate moves. What
+scikit-learn has not is added beside it: scores in training mode, validation curves, the best
 epoch's statistics, and an end to training that has diverged.
 """
 # SPDX-License-Identifier: BSD-3-Clause
@@ -20,8 +21,8 @@ from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind
 SOLVERS = {"sgd": OptimizerKind.SGD, "adam": OptimizerKind.ADAM, "rmsprop": OptimizerKind.RMSPROP}
 
 NOT_FINITE = (
-    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-    "preprocessed."  # scikit-learn's sentence
+    "Solver produced non-finite parameter weights. The input data may contain large values and "
+    "need to be preprocessed."  # scikit-learn's sentence
 )
 
 
@@ -135,13 +136,13 @@ class Optimizer:
             self.record["learning_rate"] = rate
 
     def should_stop(self, message, verbose):
-        """Answer a lack of improvement: stop, or (for "adaptive") go on with a fifth of the rate."""
+        """Answer a lack of improvement: stop, or (if "adaptive") go on with a fifth of the rate."""
         ending = " Stopping."
         if self.schedule == "adaptive":
             rate = self.record["learning_rate"][0]
             if rate > 1e-6:
                 self.record["learning_rate"] = rate / 5.0
-                ending = " Setting learning rate to %f" % (rate / 5.0)
+                ending = f" Setting learning rate to {rate / 5.0:f}"
             else:
                 ending = " Learning rate too small. Stopping."
         if verbose:
@@ -245,7 +246,7 @@ def train(
                 history.loss_curve.append(loss)
                 history.train_scores.append(loss_function.accuracy(n_correct, len(data.rows)))
                 if verbose:
-                    print("Iteration %d, loss = %.8f" % (history.n_iter, loss))
+                    print(f"Iteration {history.n_iter}, loss = {loss:.8f}")
                 diverged = not isfinite(loss)
                 if validation is not None:
                     validation_loss, n_correct = executor.evaluate(*validation)
@@ -256,7 +257,7 @@ def train(
                     history.validation_scores.append(score)
                     diverged = diverged or (early_stopping and score != score)
                     if verbose:
-                        print("Validation score: %f" % score)
+                        print(f"Validation score: {score:f}")
                 if diverged:
                     if early_stopping and isfinite(history.best_validation_score):
                         warnings.warn(

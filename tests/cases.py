@@ -11,7 +11,6 @@ read-only, and pads must be zero in the end.
 # SPDX-License-Identifier: BSD-3-Clause
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from itertools import cycle, product
 from types import MappingProxyType
@@ -54,8 +53,8 @@ SOLVERS = MappingProxyType(
         "plain": {"solver": "sgd", "momentum": 0.0},
         "momentum": {"solver": "sgd", "nesterovs_momentum": False},
         "nesterov": {"solver": "sgd"},
-        "adam": {"solver": "adam", "learning_rate_init": 0.01},
-        "rmsprop": {"solver": "rmsprop", "learning_rate_init": 0.01},
+        "adam": {"solver": "adam", "learning_rate_init": 0.01, "epsilon": 0.03},
+        "rmsprop": {"solver": "rmsprop", "learning_rate_init": 0.01, "epsilon": 0.03},
     }
 )
 
@@ -478,7 +477,7 @@ def run_layer(executor, layer, x, dy=None, given=None, *, step=0, read=None, key
     with instance:
         instance.loss_and_gradient(X, targets, np.arange(n_rows), grads, step)
         found = {"y": -n_rows * gradients[index + 1, "weight"][:, 1:].T}
-        if isinstance(layer, BatchNorm):
+        if isinstance(layer, BatchNorm) and not layer.virtual_batch_size:
             rule = optimizer(network, "plain", learning_rate_init=0.0)
             instance.train(X, targets, np.arange(n_rows), 0, rule.record, rule.memory)
             record = network.batch_norms[0]
@@ -489,8 +488,3 @@ def run_layer(executor, layer, x, dy=None, given=None, *, step=0, read=None, key
             f"d{role}": gradients[at, role] for at, role in gradients if at == index
         }
     return found
-
-
-def wider(layer, n_out):
-    """The same layer with another width."""
-    return replace(layer, n_out=n_out)

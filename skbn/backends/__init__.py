@@ -1,4 +1,4 @@
-"""Executors: what walks a network's table on a device. ``get_executor`` is the only switch between them."""
+"""Executors walk a network's table on a device; ``get_executor`` is the only switch."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 

@@ -1,9 +1,10 @@
 """The NumPy executor: complete, slow, readable. It judges the others.
 
-It walks the layer table exactly as the compiled executors do and has functions of the same names, written as the
-formulas of docs/design.md stand on paper. Convention: outputs are returned (here only; compiled kernels write into
-buffers of their callers), gradients are overwritten, never added to, and batch norm computes in float64 whatever the
-type of the network, so that it can judge a float32 kernel that works with split means.
+It walks the layer table exactly as the compiled executors do and has functions of the same names,
+written as the formulas of docs/design.md stand on paper. Convention: outputs are returned (here
+only; compiled kernels write into buffers of their callers), gradients are overwritten, never added
+to, and batch norm computes in float64 whatever the type of the network, so that it can judge a
+float32 kernel that works with split means.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,7 +15,7 @@ from skbn.backends.records import Activation, LayerKind, LossKind, OptimizerKind
 
 
 def batch_slices(n_rows, size, min_rows):
-    """Cut rows into slices of ``size``; a rest shorter than ``min_rows`` joins the slice before it."""
+    """Cut rows into slices of ``size``; a rest shorter than ``min_rows`` joins the one before."""
     size = size or n_rows
     start = 0
     while start < n_rows:
@@ -105,15 +106,16 @@ def batch_norm_forward_eval(x, gamma, beta, mean, var, epsilon, activation):
 def update_moving_statistics(moving, mean, var, n_batches, momentum):
     """Take one batch into the bias-corrected moving mean and variance, in place.
 
-    An average that starts at zero and is divided by ``1 - momentum**t`` is a weighted mean of the batches; batch t
-    enters it with weight (1 - momentum) / (1 - momentum**t). Cumulative mode (NaN): with 1 / t.
+    An average that starts at zero and is divided by ``1 - momentum**t`` is a weighted mean of the
+    batches; batch t enters it with weight (1 - momentum) / (1 - momentum**t). Cumulative mode
+    (NaN): with 1 / t.
     """
     if np.isnan(momentum):
         share = 1.0 / n_batches
     else:
         share = (1.0 - momentum) / (1.0 - momentum**n_batches)
     for average, new in zip(moving, (mean, var), strict=True):
-        average += share * (new - average)
+        average[...] = (1.0 - share) * average + share * new  # exact where share is 1
 
 
 def moments(x):
@@ -207,7 +209,7 @@ def sgd_update(params, grads, memory, optimizer):
 
 
 def adam_update(params, grads, memory, optimizer):
-    """Kingma & Ba, 2014, with epsilon outside of the bias correction (their section 2, last lines)."""
+    """Kingma & Ba, 2014, with epsilon outside of the bias correction (end of section 2)."""
     m, v = memory[: params.size], memory[params.size :]
     beta_1, beta_2, t = optimizer["beta_1"], optimizer["beta_2"], optimizer["t"]
     m *= beta_1
@@ -258,6 +260,12 @@ class ReferenceExecutor:
         self.dropout_key = dropout_key
         self.min_rows = 2 if len(network.batch_norm_indices) else 1
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass  # nothing is held
+
     def _tensor(self, index, role, vector):
         for tensor in self.network.tensors:
             if (tensor.layer, tensor.role) == (index, role):
@@ -297,7 +305,12 @@ class ReferenceExecutor:
         """Write the gradient of every tensor into ``grads``."""
         for index in reversed(range(len(self.network.table))):
             record = self.network.table[index]
-            kind, x, y, kept = record["kind"], activations[index], activations[index + 1], saved[index]
+            kind, x, y, kept = (
+                record["kind"],
+                activations[index],
+                activations[index + 1],
+                saved[index],
+            )
             weight = self._tensor(index, "weight", self.network.params)
             dweight, dbias = (self._tensor(index, role, grads) for role in ("weight", "bias"))
             if kind == LayerKind.DENSE:
@@ -325,7 +338,9 @@ class ReferenceExecutor:
     def _penalty(self):
         """Return alpha / 2 times the sum of squared weights."""
         penalized = (t.view(self.network.params) for t in self.network.tensors if t.penalized)
-        return 0.5 * self.alpha * sum(float(np.sum(np.square(w, dtype=np.float64))) for w in penalized)
+        return (
+            0.5 * self.alpha * sum(float(np.sum(np.square(w, dtype=np.float64))) for w in penalized)
+        )
 
     def _loss_and_gradient(self, X, targets, rows, grads, step):
         activations, saved = self._forward(np.ascontiguousarray(X[rows]), step)
@@ -383,7 +398,7 @@ class ReferenceExecutor:
         return total / len(rows), int(n_correct)
 
     def update_population_statistics(self, X, rows):
-        """Measure every batch norm over all rows, each behind the final statistics of those before."""
+        """Measure each batch norm over all rows, behind the final statistics of those before."""
         self.network.use_population = True
         for index in self.network.batch_norm_indices:
             record = self.network.table[index]

@@ -1,4 +1,4 @@
-"""The CPU executor, compiled for several instruction levels from one source; the best that runs here is taken."""
+"""The CPU executor, compiled for several instruction levels; the best that runs here is taken."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 from importlib import import_module

@@ -107,18 +107,18 @@ cdef inline void normalize(
 ) noexcept nogil:
     """y = ((x - high) - low) * scale + shift, then ReLU if asked."""
     cdef Py_ssize_t i, k
-    cdef line h, l, a, b  # noqa: E741
+    cdef line h, lo, a, b
     for k in range(n_lines):
         h = high[k]
-        l = low[k]  # noqa: E741
+        lo = low[k]
         a = scale[k]
         b = shift[k]
         if rectify:
             for i in range(n_rows):
-                y[i * stride + k] = relu_line(((x[i * stride + k] - h) - l) * a + b)
+                y[i * stride + k] = relu_line(((x[i * stride + k] - h) - lo) * a + b)
         else:
             for i in range(n_rows):
-                y[i * stride + k] = ((x[i * stride + k] - h) - l) * a + b
+                y[i * stride + k] = ((x[i * stride + k] - h) - lo) * a + b
 
 
 cdef inline void gradient_sums(
@@ -128,10 +128,10 @@ cdef inline void gradient_sums(
 ) noexcept nogil:
     """Sums over the rows of dz and of dz * xhat."""
     cdef Py_ssize_t i, k
-    cdef line h, l, a, gradient, even, odd, even_xhat, odd_xhat  # noqa: E741
+    cdef line h, lo, a, gradient, even, odd, even_xhat, odd_xhat
     for k in range(n_lines):
         h = high[k]
-        l = low[k]  # noqa: E741
+        lo = low[k]
         a = inv_std[k]
         even = a - a
         odd = even
@@ -140,14 +140,14 @@ cdef inline void gradient_sums(
         for i in range(0, n_rows - 1, 2):
             gradient = dz[i * stride + k]
             even = even + gradient
-            even_xhat = even_xhat + gradient * (((x[i * stride + k] - h) - l) * a)
+            even_xhat = even_xhat + gradient * (((x[i * stride + k] - h) - lo) * a)
             gradient = dz[(i + 1) * stride + k]
             odd = odd + gradient
-            odd_xhat = odd_xhat + gradient * (((x[(i + 1) * stride + k] - h) - l) * a)
+            odd_xhat = odd_xhat + gradient * (((x[(i + 1) * stride + k] - h) - lo) * a)
         if n_rows % 2:
             gradient = dz[(n_rows - 1) * stride + k]
             even = even + gradient
-            even_xhat = even_xhat + gradient * (((x[(n_rows - 1) * stride + k] - h) - l) * a)
+            even_xhat = even_xhat + gradient * (((x[(n_rows - 1) * stride + k] - h) - lo) * a)
         total[k] = even + odd
         total_xhat[k] = even_xhat + odd_xhat
 
@@ -160,15 +160,15 @@ cdef inline void input_gradient(
 ) noexcept nogil:
     """dx = scale * ((dz - mean_dz) - (x - mean) * slope)."""
     cdef Py_ssize_t i, k
-    cdef line h, l, a, m, s  # noqa: E741
+    cdef line h, lo, a, m, s
     for k in range(n_lines):
         h = high[k]
-        l = low[k]  # noqa: E741
+        lo = low[k]
         a = scale[k]
         m = mean_dz[k]
         s = slope[k]
         for i in range(n_rows):
-            dx[i * stride + k] = a * ((dz[i * stride + k] - m) - ((x[i * stride + k] - h) - l) * s)
+            dx[i * stride + k] = a * ((dz[i * stride + k] - m) - ((x[i * stride + k] - h) - lo) * s)
 
 
 # Batch norm of one block of rows, tile by tile.
@@ -403,5 +403,6 @@ cdef inline void update_moving_statistics(
     else:
         share = (1 - momentum) / (1 - pow(momentum, n_batches[0]))
     for j in range(stride):
-        mean[j] = mean[j] + share * (statistics[j] - mean[j])
-        var[j] = var[j] + share * (statistics[stride + j] - var[j])
+        # In this form the first batch, whose share is 1, is taken to the last bit.
+        mean[j] = (1 - share) * mean[j] + share * statistics[j]
+        var[j] = (1 - share) * var[j] + share * statistics[stride + j]

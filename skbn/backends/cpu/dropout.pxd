@@ -12,8 +12,8 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef inline void philox4x32(uint32_t* words, uint32_t key0, uint32_t key1) noexcept nogil:
     """Turn the counter in ``words`` into four random words."""
     cdef uint64_t product0, product1
-    cdef int turn
-    for turn in range(10):
+    cdef int _turn
+    for _turn in range(10):
         product0 = <uint64_t> 0xD2511F53u * words[0]
         product1 = <uint64_t> 0xCD9E8D57u * words[2]
         words[0] = <uint32_t> (product1 >> 32) ^ words[1] ^ key0

@@ -20,7 +20,6 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.math cimport NAN
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
@@ -46,7 +45,6 @@ from skbn.backends.records cimport (
     SKBN_DENSE,
     SKBN_DROPOUT,
     SKBN_MOVING_MEAN,
-    SKBN_N_BATCHES,
     SKBN_POPULATION_MEAN,
     LayerRecord,
     OptimizerRecord,
@@ -264,8 +262,8 @@ cdef double train_batches(
 ) noexcept nogil:
     """Train on up to n_batches mini-batches from position on; return the loss summed over their rows."""
     cdef double total = 0
-    cdef Py_ssize_t batch, start, stop
-    for batch in range(n_batches):
+    cdef Py_ssize_t _batch, start, stop
+    for _batch in range(n_batches):
         start = position[0]
         if start >= n_rows:
             break
@@ -656,7 +654,7 @@ cdef class CPUExecutor:
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride, j
+        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef int threads = self.threads_for(n_rows), layer
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest

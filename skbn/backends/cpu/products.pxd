@@ -3,8 +3,8 @@
 
 A BLAS call packs its operands and costs 100 to 400 ns before the first multiplication, a third of the whole step of a
 small network. So a single output is a loop over lines (lines.pxd), which reads pads and writes them as the zeros they
-are; a layer of few inputs has loops of its own (dense.pxd). BLAS gets the true sizes and knows no pads; behind ``multiply`` they are written, because
-inference uses the same memory for layers of different widths.
+are; a layer of few inputs has loops of its own (dense.pxd). BLAS gets the true sizes and knows no pads;
+behind ``multiply`` they are written, because inference uses the same memory for layers of different widths.
 """
 
 from cython cimport floating

@@ -1,9 +1,10 @@
 """How many threads, and the guard that keeps BLAS on one.
 
-Two pools of spinning threads that take turns cost a hundred times what they save, and a matrix product's bits depend on
-how many threads shared it. So BLAS runs on one thread while skbn computes, and all parallelism is a region of our own
-over blocks fixed by shape. The BLAS limit is process-wide while fits overlap in threads: it is counted, the first to
-come sets it and the last to leave restores it.
+Two pools of spinning threads that take turns cost a hundred times what they save, and a matrix
+product's bits depend on how many threads shared it. So BLAS runs on one thread while skbn computes,
+and all parallelism is a region of our own over blocks fixed by shape. The BLAS limit is
+process-wide while fits overlap in threads: it is counted, the first to come sets it and the last to
+leave restores it.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
