@@ -58,13 +58,14 @@ LOOSER = {
 
 def close(found, expected, dtype, kind, case=None):
     """Within the tolerance of a table, relative to the scale of each tensor."""
-    float32, float64 = {
-        "layer": (2e-6, 2e-15),
-        "gradient": (2e-5, 1e-12),
-        "inference": (2e-6, 1e-14),
-        "training": (4e-5, 1e-12),
+    float32, float64, floor = {
+        "layer": (3e-6, 2e-14, 1.0),  # inputs are of order 1, their sums may cancel
+        "gradient": (2e-5, 1e-12, 1e-3),
+        "inference": (2e-6, 1e-14, 1e-3),
+        "training": (4e-5, 1e-12, 1e-3),
     }[kind]
-    assert_close(found, expected, LOOSER.get((kind, case), float32) if dtype is F32 else float64)
+    rtol = LOOSER.get((kind, case), float32) if dtype is F32 else float64
+    assert_close(found, expected, rtol, floor)
 
 
 # The table.
@@ -152,3 +153,222 @@ def test_options_matter(case):
     assert plain.layers != case.layers or plain.alpha != case.alpha
     loss, other = (observe_gradient(JUDGE, c, F64)["loss"] for c in (case, plain))
     assert abs(loss - other) > 1e-6
+
+
+# What a caller hands over: any strides, nothing but what fits.
+
+
+def strided(X):
+    wide = np.full((2 * len(X), 3 * X.shape[1]), np.nan, X.dtype)
+    wide[::2, ::3] = X
+    return wide[::2, ::3]
+
+
+def unaligned(X):
+    """On the boundary of an item, but not of a cache line or a vector register."""
+    flat = np.empty(X.size + 1, X.dtype)
+    flat[1:] = X.ravel()
+    return flat[1:].reshape(X.shape)
+
+
+LAYOUTS = {
+    "F order": np.asfortranarray,
+    "strided": strided,
+    "negative strides": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+    "unaligned": unaligned,
+    "memmap": None,
+}
+
+
+@each_executor
+@each_dtype
+@pytest.mark.parametrize("n_features", [1, 3, 20])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, n_features, dtype, executor, tmp_path):
+    """Rows in another layout give the same bits, wherever rows go in."""
+    case = network_case(("input",), "tanh", (9,), n_features, n_rows=300)
+    X, targets, rows = case.data(dtype)
+    if layout == "memmap":
+        np.save(tmp_path / "X.npy", X)
+        other = np.load(tmp_path / "X.npy", mmap_mode="r")
+        assert isinstance(other, np.memmap)
+    else:
+        (other,) = read_only(LAYOUTS[layout](X))
+    assert_array_equal(other, X)
+
+    def outcome(X):
+        network = case.network(dtype)
+        grads, rule = network.new_vector(), optimizer(network, "adam")
+        with case.executor(executor, network) as it:
+            yield it.loss_and_gradient(X, targets, rows, grads)
+            yield grads
+            yield train_epochs(it, (X, targets, rows), rule, 2)
+            yield network.params
+            it.update_population_statistics(X, rows)
+            yield network.state
+            yield it.evaluate(X, targets, rows)
+            yield it.predict(X)
+
+    for one, two in zip(outcome(X), outcome(other), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+@each_compiled
+@each_dtype
+@pytest.mark.parametrize("hidden", [(64, 20, 20), (50, 3, 64), (8, 8), (1, 70, 5)], ids=str)
+def test_rows_are_independent(hidden, dtype, executor):
+    """In inference a row neither sees its block nor what an earlier block left in a buffer."""
+    case = network_case(("input",), "relu", hidden, 3, n_rows=700)
+    network = case.network(dtype)
+    X = case.data(dtype)[0].copy()
+    X[::5] = np.nan
+    X[1::5] = np.finfo(dtype).max
+    clean = ~np.isin(np.arange(len(X)) % 5, (0, 1))
+    with case.executor(executor, network) as it:
+        raw = it.predict(X)
+        assert np.isnan(raw[::5]).all()
+        assert_close({"raw": raw[clean]}, {"raw": it.predict(X[clean])}, 1e-6)
+        alone = np.concatenate([it.predict(X[i : i + 1]) for i in np.flatnonzero(clean)])
+    assert_close({"raw": raw[clean]}, {"raw": alone}, 1e-6)
+
+
+@each_compiled
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("X", lambda X: X.astype(F32)),
+        ("X", lambda X: X.astype(">f8")),
+        ("X", lambda X: X[:, :-1]),
+        ("X", lambda X: X[0]),
+        ("X", lambda X: np.frombuffer(b"0" + X.tobytes(), np.uint8)[1:].view(F64).reshape(X.shape)),
+        ("targets", lambda targets: targets.astype(np.intp)),
+        ("targets", lambda targets: targets[:-1]),
+        ("targets", lambda targets: np.repeat(targets, 2)[::2]),
+        ("rows", lambda rows: rows.astype(np.int32)),
+        ("rows", lambda rows: rows[::2]),
+        ("grads", lambda grads: grads.astype(F32)),
+        ("grads", lambda grads: grads[:-8]),
+        ("grads", lambda grads: read_only(grads)[0]),
+        ("network.params", lambda params: params[:-8]),
+        ("network.state", lambda state: state.astype(F32)),
+        ("memory", lambda memory: memory[:-8]),
+        ("memory", lambda memory: read_only(memory)[0]),
+        ("optimizer", lambda record: record[:0]),
+    ],
+)
+def test_what_does_not_fit_is_an_error(name, wrong, executor):
+    """Arrays of another type, size or layout are refused before a kernel sees them."""
+    case = network_case(n_features=3, n_rows=8)
+    network = case.network()
+    rule = optimizer(network, "momentum")
+    given = dict(zip(("X", "targets", "rows"), case.data(), strict=True))
+    given |= {"grads": network.new_vector(), "memory": rule.memory, "optimizer": rule.record}
+
+    def run():
+        it = case.executor(executor, network)
+        it.loss_and_gradient(given["X"], given["targets"], given["rows"], given["grads"])
+        it.train(given["X"], given["targets"], given["rows"], 0, given["optimizer"], given["memory"])
+
+    run()
+    if name.startswith("network."):
+        field = name.removeprefix("network.")
+        setattr(network, field, wrong(getattr(network, field)))
+    else:
+        given[name] = wrong(given[name])
+    with pytest.raises((ValueError, BufferError)):
+        run()
+
+
+@each_compiled
+def test_adam_needs_both_its_vectors(executor):
+    case = network_case()
+    network = case.network()
+    rule = optimizer(network, "adam")
+    with pytest.raises(ValueError, match="elements or more"):
+        case.executor(executor, network).train(
+            *case.data(), 0, rule.record, rule.memory[: network.n_params]
+        )
+
+
+@each_compiled
+def test_more_rows_than_buffers_hold(executor):
+    case = network_case(n_rows=32)
+    network = case.network()
+    with pytest.raises(ValueError, match="32 rows do not fit"):
+        case.executor(executor, network, batch_size=30).loss_and_gradient(
+            *case.data(), network.new_vector()
+        )
+
+
+@each_executor
+def test_gradients_are_overwritten(executor):
+    """Not added to: twice the call, the same vector."""
+    case = NETWORKS["all options"]
+    network = case.network()
+    grads = network.new_vector()
+    with case.executor(executor, network) as it:
+        losses = [it.loss_and_gradient(*case.data(), grads) for _ in range(2)]
+        once = grads.copy()
+        it.loss_and_gradient(*case.data(), grads)
+    assert losses[0] == losses[1]
+    assert_array_equal(once, grads)
+
+
+# Batches.
+
+
+@each_executor
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "with_norm", "stops"),
+    [
+        (10, 5, True, [5, 10]),
+        (11, 5, True, [5, 11]),
+        (11, 5, False, [5, 10, 11]),
+        (12, 5, True, [5, 10, 12]),
+        (3, 2, True, [3]),
+        (1, 5, False, [1]),
+        (4, 100, True, [4]),
+    ],
+)
+def test_batches(n_rows, batch_size, with_norm, stops, executor):
+    """A rest of one row joins the batch before it where a batch norm needs two."""
+    case = network_case(("after",) if with_norm else (), "tanh", (5,), n_rows=n_rows)
+    X, targets, rows = case.data()
+    network, single = case.network(), case.network()
+    rule, other = optimizer(network, "nesterov"), optimizer(single, "nesterov")
+    with case.executor(executor, network, batch_size) as it:
+        train_epochs(it, (X, targets, rows), rule, 1)
+    assert rule.record["t"][0] == len(stops)
+    with case.executor(executor, single, batch_size + 1) as it:
+        for start, stop in zip([0, *stops], stops, strict=False):
+            it.train(X, targets, rows[start:stop], 0, other.record, other.memory)
+    assert_array_equal(network.params, single.params)
+    assert_array_equal(network.state, single.state)
+
+
+# Which executor.
+
+
+def test_get_executor():
+    best = EXECUTORS[COMPILED[-1]]
+    assert get_executor(None) is get_executor("cpu") is best
+    assert get_executor("reference") is EXECUTORS[JUDGE]
+    with pytest.raises(NotImplementedError, match="cuda"):
+        get_executor("cuda")
+    with pytest.raises(ValueError, match="device must be"):
+        get_executor("tpu")
+
+
+def test_levels():
+    """The baseline runs everywhere; a level is used only where the processor has it."""
+    assert COMPILED[0] == "baseline"
+    assert set(COMPILED) <= set(instruction_levels())
+
+
+@each_compiled
+def test_other_dtypes_are_refused(executor):
+    case = network_case()
+    network = case.network()
+    network.dtype = np.dtype(np.float16)
+    with pytest.raises(ValueError, match="float16"):
+        case.executor(executor, network)

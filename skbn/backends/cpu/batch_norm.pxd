@@ -4,11 +4,13 @@
     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - dbeta / n - xhat dgamma / n)
 
-Accuracy does not hang on the data's offset: the first pass finds a mean by sums shifted by the first row, the second
-measures float64 deviations from it and corrects it, so the variance has all its digits at any ratio of mean to spread
-and is exactly 0 for a constant column. The mean is kept in two parts, mean = high + low, and the output is
-((x - high) - low) * scale + beta at the speed of the network's own type. One-pass sums of squares were rejected (they
-go negative from mean / std = 1e3), Welford's update too (a division an element for no digit more).
+Accuracy does not hang on the data's offset. Deviations from a pivot near the mean and their squares are summed in
+float64, and the sum of deviations corrects mean and variance. For float32 the first row serves as pivot: it is at most
+sqrt(n) standard deviations away, so at most a factor n of float64's 2**29 digits to spare is lost. float64 has none to
+spare and gets a mean from a pass of its own first. So the variance has all its digits at any ratio of mean to spread,
+and a constant column has variance 0 exactly. The mean is kept in two parts, mean = high + low, and the output is
+((x - high) - low) * scale + beta at the speed of the network's own type. Sums of squares without a pivot were rejected
+(they go negative from mean / std = 1e3), Welford's update too (a division an element for no digit more).
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
 
@@ -49,25 +51,6 @@ cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
 
 
 # Loops over lines. Tiles are (n_rows, n_lines) by stride, in lines; factors are (n_lines,).
-
-
-cdef inline void shifted_sums(
-    line* total,                # OUT
-    const line* x, Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
-) noexcept nogil:
-    """Sums over the rows of x - x[0]."""
-    cdef Py_ssize_t i, k
-    cdef line shift, even, odd
-    for k in range(n_lines):
-        shift = x[k]
-        even = shift - shift
-        odd = even
-        for i in range(0, n_rows - 1, 2):
-            even = even + (x[i * stride + k] - shift)
-            odd = odd + (x[(i + 1) * stride + k] - shift)
-        if n_rows % 2:
-            even = even + (x[(n_rows - 1) * stride + k] - shift)
-        total[k] = even + odd
 
 
 cdef inline void sums_of_deviations(
@@ -180,23 +163,16 @@ cdef inline void tile_moments(
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
 ) noexcept nogil:
     """Means of at most TILE columns as mean + correction; sums of squared deviations from them."""
-    cdef floating total[TILE]
     cdef double sums[TILE]
     cdef double share = 1.0 / n_rows  # not a division a column
     cdef Py_ssize_t j
-    if floating is float:
-        shifted_sums(
-            <float_line*> total, <const float_line*> x, n_rows,
-            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
-        )
-    else:
-        shifted_sums(
-            <double_line*> total, <const double_line*> x, n_rows,
-            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
-        )
     for j in range(columns):
-        mean[j] = <double> x[j] + <double> total[j] * share
+        mean[j] = x[j]
     sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
+    if floating is double:
+        for j in range(columns):
+            mean[j] = mean[j] + sums[j] * share
+        sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
     for j in range(columns):
         correction[j] = sums[j] * share
         square[j] = square[j] - sums[j] * correction[j]

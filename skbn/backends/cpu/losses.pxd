@@ -11,7 +11,8 @@ from libc.math cimport fabs, fabsf, log
 from skbn.backends.cpu.elementary cimport exponential
 
 cdef enum:
-    ROWS = 256  # rows whose losses are multiplied before one logarithm is taken: at most 2**256
+    ROWS = 256  # rows that share one logarithm: a product of at most 2**256
+    LANES = 8  # sums and products that run side by side
 
 
 cdef inline double bounded(double loss, const floating* raw) noexcept nogil:
@@ -34,24 +35,38 @@ cdef inline double binary_log_loss(
     """
     cdef floating e[ROWS]
     cdef floating y[ROWS]
+    cdef double linear[ROWS]
+    cdef double sums[LANES]
+    cdef double products[LANES]
     cdef floating z, p
-    cdef double total = 0, product
-    cdef Py_ssize_t i, start, block
+    cdef double total = 0
+    cdef Py_ssize_t i, lane, start, block, correct
     for start in range(0, n_rows, 256):  # ROWS
         block = min(<Py_ssize_t> ROWS, n_rows - start)
         for i in range(block):
             y[i] = targets[rows[start + i] if rows != NULL else start + i]
+        correct = 0
         for i in range(block):
             z = raw[start + i]
             e[i] = exponential(-(fabsf(z) if floating is float else fabs(z)))
-        product = 1
-        for i in range(block):
-            z = raw[start + i]
-            product *= 1 + <double> e[i]
             # NaN arrives by way of z * y. At the bound, log(1 + e) is less than epsilon.
-            total += bounded((z if z > 0 else 0) - z * y[i], raw)
-            n_correct[0] += (z > 0) == (y[i] > 0)
-        total += log(product)
+            linear[i] = bounded((z if z > 0 else 0) - z * y[i], raw)
+            correct += (z > 0) == (y[i] > 0)
+        n_correct[0] += correct
+        for lane in range(LANES):
+            sums[lane] = 0
+            products[lane] = 1
+        for i in range(0, block - LANES + 1, 8):  # LANES
+            for lane in range(LANES):
+                sums[lane] = sums[lane] + linear[i + lane]
+                products[lane] = products[lane] * (1 + <double> e[i + lane])
+        for i in range(block - block % LANES, block):
+            sums[0] = sums[0] + linear[i]
+            products[0] = products[0] * (1 + <double> e[i])
+        for lane in range(1, LANES):
+            sums[0] = sums[0] + sums[lane]
+            products[0] = products[0] * products[lane]
+        total += sums[0] + log(products[0])
         if draw != NULL:
             for i in range(block):
                 z = raw[start + i]
