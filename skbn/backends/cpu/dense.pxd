@@ -172,6 +172,7 @@ cdef inline void dense_backward(
     floating* dx,               # OUT (n_rows, n_in) by in_stride; NULL: not needed
     floating* dweight,          # OUT (n_in, n_out) by out_stride
     floating* dbias,            # OUT (n_out,) padded; NULL: not trained
+    floating* transposed,       # OUT (n_out, in_stride): room for the transposed weights
     floating* dy,               # IN/OUT (n_rows, n_out) by out_stride: dy, then dz
     const floating* y,          # IN  (n_rows, n_out) by out_stride
     const floating* x,          # IN  (n_rows, n_in) by in_stride
@@ -201,7 +202,7 @@ cdef inline void dense_backward(
         if dbias != NULL:
             column_sums(dbias, dy, n_rows, out_stride)
     if dx != NULL:
-        multiply_transposed_weight(dx, dy, weight, n_rows, n_in, n_out, in_stride, out_stride)
+        multiply_transposed_weight(dx, transposed, dy, weight, n_rows, n_in, n_out, in_stride, out_stride)
 
 
 cdef inline double add_penalty(

@@ -70,6 +70,8 @@ cdef struct Plan:
     Py_ssize_t n_layers
     Py_ssize_t n_params
     Py_ssize_t capacity         # rows that the buffers hold
+    Py_ssize_t row_size         # numbers a row has in each of them
+    Py_ssize_t largest          # numbers in the largest transposed weight matrix
     Py_ssize_t n_virtual        # virtual batches that `saved` holds
     Py_ssize_t batch_size
     Py_ssize_t min_rows         # a shorter rest joins the batch before it
@@ -188,6 +190,7 @@ cdef double backward(
         if layer.kind == SKBN_DENSE:
             dense_backward(
                 dx, grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
+                deltas + plan.capacity * plan.row_size,
                 dy, y, x, weight, n_rows, layer.n_in, layer.n_out,
                 layer.in_stride, layer.out_stride, layer.activation,
             )
@@ -466,7 +469,7 @@ cdef class CPUExecutor:
     cdef Plan plan
     cdef bint is_double
     cdef char kind              # of the network's type: 'f' or 'd'
-    cdef Py_ssize_t n_features, n_outputs, row_size, n_batches_per_call
+    cdef Py_ssize_t n_features, n_outputs, n_batches_per_call
     cdef void* params
     cdef void* grads
     cdef void* activations
@@ -484,7 +487,7 @@ cdef class CPUExecutor:
             raise ValueError(f"The CPU executor computes in float32 and float64, not in {self.dtype}.")
         self.kind = b"d" if self.is_double else b"f"
         self.n_features, self.n_outputs = network.n_features, network.n_outputs
-        self.row_size = network.row_size
+        plan.row_size = network.row_size
         plan.layers = &layers[0]
         plan.n_layers = layers.shape[0]
         plan.n_params = network.n_params
@@ -494,8 +497,10 @@ cdef class CPUExecutor:
         plan.n_virtual = 1
         plan.input_stride = layers[0].in_stride
         plan.widest = layers[0].in_stride
+        plan.largest = 0
         for index in range(plan.n_layers):
             plan.widest = max(plan.widest, layers[index].out_stride)
+            plan.largest = max(plan.largest, layers[index].n_out * layers[index].in_stride)
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
         plan.loss = loss_kind
@@ -506,7 +511,7 @@ cdef class CPUExecutor:
         self.owners = (table, network.params, network.state)
         self.train_owners = None
         # A step costs 6 multiplications and additions a parameter and row, and some overhead.
-        seconds = batch_size * (6.0 * plan.n_params + 100.0 * self.row_size) / 1e10 + 1e-6
+        seconds = batch_size * (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10 + 1e-6
         self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / seconds))
 
     def __enter__(self):
@@ -521,8 +526,9 @@ cdef class CPUExecutor:
         cdef Plan* plan = &self.plan
         if self.train_owners is not None:
             return
-        activations = aligned_zeros(plan.capacity * self.row_size, self.dtype)
-        deltas = aligned_zeros(plan.capacity * self.row_size, self.dtype)
+        activations = aligned_zeros(plan.capacity * plan.row_size, self.dtype)
+        # Behind the deltas: room for transposed weights.
+        deltas = aligned_zeros(plan.capacity * plan.row_size + plan.largest, self.dtype)
         grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         scratch = aligned_zeros(4 * plan.widest, np.float64)
@@ -596,7 +602,7 @@ cdef class CPUExecutor:
     cdef int threads_for(self, Py_ssize_t n_rows):
         """One thread where a parallel region would cost more than it saves."""
         n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-        work = n_rows * (self.plan.n_params + self.row_size)
+        work = n_rows * (self.plan.n_params + self.plan.row_size)
         return 1 if n_blocks == 1 or work < PARALLEL_WORK else min(n_threads(), n_blocks)
 
     cdef run_blocks(self, X, targets, rows, Py_ssize_t n_rows, raw, losses, counts):

@@ -13,8 +13,10 @@
 #include <string.h>
 
 #if defined(__GNUC__)
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 #define SKBN_LINE_BYTES 64
 #elif defined(__AVX__)
 #define SKBN_LINE_BYTES 32
@@ -37,6 +39,36 @@ static inline double_line skbn_mask_double(double_line dy, double_line y) { retu
 /* Minus 0 changes no number, so the compiler drops it; plus 0 would turn -0 into 0. */
 static inline float_line skbn_splat_float(float value) { return value - (float_line){0}; }
 static inline double_line skbn_splat_double(double value) { return value - (double_line){0}; }
+/* Bytes of a second factor up to which products by lines beat BLAS, which packs it first: measured with 32 and 256 rows,
+ * 50 to 512 columns. Without fused multiply-adds BLAS, which has them, always wins. */
+#if defined(__AVX512F__)
+enum { SKBN_SMALL_FACTOR = 256 * 1024 };
+#elif defined(__FMA__)
+enum { SKBN_SMALL_FACTOR = 32 * 1024 };
+#else
+enum { SKBN_SMALL_FACTOR = 0 };
+#endif
+
+/* a * b + c, in one rounding where the processor can. -ffp-contract=off leaves this choice to us: it is made once for
+ * all matrix products of a build, so bits do not depend on the compiler's mood. */
+#if defined(__AVX512F__)
+static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) {
+    return (float_line) _mm512_fmadd_ps((__m512) a, (__m512) b, (__m512) c);
+}
+static inline double_line skbn_fma_double(double_line a, double_line b, double_line c) {
+    return (double_line) _mm512_fmadd_pd((__m512d) a, (__m512d) b, (__m512d) c);
+}
+#elif defined(__FMA__)
+static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) {
+    return (float_line) _mm256_fmadd_ps((__m256) a, (__m256) b, (__m256) c);
+}
+static inline double_line skbn_fma_double(double_line a, double_line b, double_line c) {
+    return (double_line) _mm256_fmadd_pd((__m256d) a, (__m256d) b, (__m256d) c);
+}
+#else
+static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) { return a * b + c; }
+static inline double_line skbn_fma_double(double_line a, double_line b, double_line c) { return a * b + c; }
+#endif
 /* Half a line of floats as a line of doubles. */
 static inline double_line skbn_widen_float(const float *x) {
 #if defined(__AVX512F__)
@@ -54,6 +86,9 @@ static inline float_line skbn_mask_float(float_line dy, float_line y) { return y
 static inline double_line skbn_mask_double(double_line dy, double_line y) { return y > 0 ? dy : 0; }
 static inline float_line skbn_splat_float(float value) { return value; }
 static inline double_line skbn_splat_double(double value) { return value; }
+enum { SKBN_SMALL_FACTOR = 0 };
+static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) { return a * b + c; }
+static inline double_line skbn_fma_double(double_line a, double_line b, double_line c) { return a * b + c; }
 static inline double_line skbn_widen_float(const float *x) { return *x; }
 #endif
 

@@ -14,6 +14,8 @@ cdef extern from "cpu/lines.h" nogil:
     double_line relu_double "skbn_relu_double"(double_line z) noexcept
     float_line mask_float "skbn_mask_float"(float_line dy, float_line y) noexcept
     double_line mask_double "skbn_mask_double"(double_line dy, double_line y) noexcept
+    float_line fma_float "skbn_fma_float"(float_line a, float_line b, float_line c) noexcept
+    double_line fma_double "skbn_fma_double"(double_line a, double_line b, double_line c) noexcept
     float_line splat_float "skbn_splat_float"(float value) noexcept
     double_line splat_double "skbn_splat_double"(double value) noexcept
     double_line widen_float "skbn_widen_float"(const float* x) noexcept
@@ -40,6 +42,14 @@ cdef inline line mask_line(line dy, line y) noexcept nogil:
         return mask_float(dy, y)
     else:
         return mask_double(dy, y)
+
+
+cdef inline line fma_line(line a, line b, line c) noexcept nogil:
+    """a * b + c, in one rounding where the processor can."""
+    if line is float_line:
+        return fma_float(a, b, c)
+    else:
+        return fma_double(a, b, c)
 
 
 cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
