@@ -213,6 +213,31 @@ cdef inline void multiply_transposed_input(
         gemm(b"N", b"T", n_out, n_in, n_rows, dz, out_stride, x, in_stride, dweight, out_stride)
 
 
+cdef inline void transpose(
+    floating* transposed,       # OUT (n_out, n_in) by in_stride, pads too
+    const floating* weight,     # IN  (n_in, n_out) by out_stride
+    Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t in_stride, Py_ssize_t out_stride,
+) noexcept nogil:
+    """Transpose, four columns at a time: each cache line is read once and written once."""
+    cdef Py_ssize_t i, j
+    cdef const floating* source
+    cdef floating* target
+    for j in range(0, n_out - 3, 4):
+        target = transposed + j * in_stride
+        for i in range(n_in):
+            source = weight + i * out_stride + j
+            target[i] = source[0]
+            target[in_stride + i] = source[1]
+            target[2 * in_stride + i] = source[2]
+            target[3 * in_stride + i] = source[3]
+    for j in range(n_out - n_out % 4, n_out):
+        for i in range(n_in):
+            transposed[j * in_stride + i] = weight[i * out_stride + j]
+    for j in range(n_out):
+        for i in range(n_in, in_stride):
+            transposed[j * in_stride + i] = 0
+
+
 cdef inline void multiply_transposed_weight(
     floating* dx,               # OUT (n_rows, n_in) by in_stride
     floating* transposed,       # OUT (n_out, in_stride): room for the transposed weights
@@ -239,11 +264,7 @@ cdef inline void multiply_transposed_weight(
             for j in range(n_in):
                 dx[i * in_stride + j] = dot(dz + i * out_stride, weight + j * out_stride, out_stride)
     elif is_small(sizeof(floating), n_out, in_stride):
-        for j in range(n_out):
-            for i in range(n_in):
-                transposed[j * in_stride + i] = weight[i * out_stride + j]
-            for i in range(n_in, in_stride):
-                transposed[j * in_stride + i] = 0
+        transpose(transposed, weight, n_in, n_out, in_stride, out_stride)
         multiply_small(dx, dz, transposed, n_rows, n_out, in_stride, out_stride, 1)
     else:
         gemm(b"T", b"N", n_in, n_rows, n_out, weight, out_stride, dz, out_stride, dx, in_stride)
