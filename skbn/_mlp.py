@@ -31,7 +31,7 @@ from skbn._sklearn_compat import (
     fit_context,
     make_constraint,
 )
-from skbn._training import SOLVERS, History, Optimizer, Rows, train
+from skbn._training import SOLVERS, History, Optimizer, Rows, diverged, train
 from skbn.backends import get_executor
 
 PLACEMENTS = ("input", "before", "after")
@@ -44,6 +44,11 @@ def _constraints(estimator_class):
         name: [make_constraint(constraint) for constraint in alternatives]
         for name, alternatives in estimator_class._parameter_constraints.items()
     }
+
+
+def _aligned(X):
+    """Return X, or a copy where its numbers lie across word boundaries (views of records)."""
+    return X if X.flags.aligned else X.copy()
 
 
 @contextmanager
@@ -66,7 +71,7 @@ class _BaseMLPBN(BaseEstimator):
         "activation": [StrOptions(set(ACTIVATIONS))],
         "batch_norm": [StrOptions(set(PLACEMENTS)), tuple, list, None],
         "bn_momentum": [Interval(Real, 0, 1, closed="left"), None],
-        "bn_epsilon": [Interval(Real, 0, None, closed="neither")],
+        "bn_epsilon": [Interval(Real, 0, None, closed="left")],
         "bn_center": ["boolean"],
         "bn_scale": ["boolean"],
         "bn_statistics": [StrOptions({"population", "moving"})],
@@ -114,6 +119,8 @@ class _BaseMLPBN(BaseEstimator):
     def _hidden_layer_sizes(self):
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        if not all(isinstance(size, Integral) for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be integers, got {sizes}.")
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
         return sizes
@@ -246,7 +253,7 @@ class _BaseMLPBN(BaseEstimator):
             )
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
-        data = Rows(X, targets, np.arange(n_samples))
+        data = Rows(X, targets, np.arange(n_samples, dtype=np.intp))
         if self.early_stopping and validation is None:
             data, validation = self._split(data, random_state)
             self._check_batch_norm_sizes(len(data.rows), placements)
@@ -277,7 +284,9 @@ class _BaseMLPBN(BaseEstimator):
         )
         if placements and self.bn_statistics == "population" and completed and not incremental:
             self._measure_population(executor, network, X, np.sort(data.rows))
-        self._publish(network, optimizer, history, validated=validation is not None)
+            if network.first_non_finite_layer() is not None:
+                raise diverged(network, history.n_iter)
+        self._publish(network, optimizer, history)
         return self
 
     def _measure_population(self, executor, network, X, rows):
@@ -292,8 +301,9 @@ class _BaseMLPBN(BaseEstimator):
     def _is_first_fit(self, incremental):
         return not hasattr(self, "_network") or not (self.warm_start or incremental)
 
-    def _publish(self, network, optimizer, history, validated):
+    def _publish(self, network, optimizer, history):
         """Set the fitted attributes."""
+        validated = bool(history.validation_scores)
         self._network, self._optimizer, self._history = network, optimizer, history
         self.n_layers_ = len(network.coefs) + 1
         self.n_outputs_ = network.n_outputs
@@ -329,7 +339,7 @@ class _BaseMLPBN(BaseEstimator):
 
     def _raw_outputs(self, X):
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=self._network.dtype, reset=False)
+        X = _aligned(validate_data(self, X, dtype=self._network.dtype, reset=False))
         with get_executor(self.device)(self._network, loss_kind=self._loss.kind) as executor:
             return executor.predict(X)
 
@@ -344,7 +354,8 @@ class _BaseMLPBN(BaseEstimator):
         Returns
         -------
         self : object
-            The estimator, which predicts with the new statistics.
+            The estimator, which predicts with the new statistics whatever `bn_statistics` says,
+            until it is trained again.
 
         Raises
         ------
@@ -352,11 +363,16 @@ class _BaseMLPBN(BaseEstimator):
             If there are fewer than two rows.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=self._network.dtype, reset=False)
+        X = _aligned(validate_data(self, X, dtype=self._network.dtype, reset=False))
         self._check_batch_norm_sizes(X.shape[0], self._network.batch_norm_indices)
         network = self._network.copy()
         with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
-            executor.update_population_statistics(X, np.arange(X.shape[0]))
+            executor.update_population_statistics(X, np.arange(X.shape[0], dtype=np.intp))
+        if not np.isfinite(network.state).all():
+            raise ValueError(
+                "The statistics of X are not finite. The input data may contain large values and "
+                "need to be preprocessed."
+            )
         self._network = network
         return self
 
@@ -392,7 +408,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         Keras (PyTorch's momentum is one minus this). None weighs every mini-batch so far equally.
 
     bn_epsilon : float, default=1e-3
-        Added to the variance before the square root is taken.
+        Added to the variance before the square root is taken; 0 is allowed.
 
     bn_center : bool, default=True
         Whether to learn a shift, beta.
@@ -532,8 +548,9 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         Accuracy of each epoch in training mode: on the mini-batches, while they are trained on.
 
     validation_scores_ : list of float or None
-        Accuracy on the validation set after each epoch, with the moving statistics; None without a
-        validation set.
+        Accuracy on the validation set after each epoch, with the moving statistics (so the last
+        need not equal `score`, which uses the population statistics); NaN for epochs of earlier
+        or later calls without a validation set; None if there never was one.
 
     validation_loss_curve_ : list of float or None
         Log loss on the validation set after each epoch, without penalty.
@@ -722,7 +739,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
             self.classes_ = np.unique(y)
         else:
             self._check_known_classes(y)
-        return X, self._targets(y, X.dtype)
+        return _aligned(X), self._targets(y, X.dtype)
 
     def _targets(self, y, dtype):
         return np.searchsorted(self.classes_, y).astype(dtype)
@@ -734,7 +751,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         if X_val is None:
             return None
         try:
-            X_val = validate_data(self, X_val, dtype=dtype, reset=False)
+            X_val = _aligned(validate_data(self, X_val, dtype=dtype, reset=False))
         except ValueError as error:
             raise ValueError(f"X_val: {error}") from error
         y_val = column_or_1d(y_val, warn=True)
@@ -742,7 +759,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         unknown = np.setdiff1d(y_val, self.classes_)
         if len(unknown):
             raise ValueError(f"`y_val` has classes that `y` has not: {unknown}.")
-        return Rows(X_val, self._targets(y_val, dtype), np.arange(X_val.shape[0]))
+        return Rows(X_val, self._targets(y_val, dtype), np.arange(len(X_val), dtype=np.intp))
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
@@ -822,6 +839,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         NotImplementedError
             If something is asked for that this version does not have.
         """
+        self._validate_params()  # scikit-learn does so before the first call only
         self._refuse_what_is_not_implemented(sample_weight=sample_weight)
         with _unchanged_on_error(self):
             check_partial_fit_first_call(self, classes)

@@ -121,6 +121,11 @@ class Network:
         n_params = n_state = saved = 0
         read_from, write_to = 0, padded(self.layers[0].n_in, itemsize)
         for index, (layer, record) in enumerate(zip(self.layers, self.table, strict=True)):
+            if index > 0 and layer.n_in != self.layers[index - 1].n_out:
+                raise ValueError(
+                    f"Layer {index} takes {layer.n_in} inputs, but the layer before it gives "
+                    f"{self.layers[index - 1].n_out}."
+                )
             in_stride, out_stride = padded(layer.n_in, itemsize), padded(layer.n_out, itemsize)
             if index == len(self.layers) - 1:
                 out_stride = layer.n_out
@@ -235,11 +240,23 @@ class Network:
         self.use_population = other.use_population
 
     def first_non_finite_layer(self):
-        """Return the index of the dense layer whose weights are not finite, or None."""
-        for index, (coef, intercept) in enumerate(zip(self.coefs, self.intercepts, strict=True)):
-            if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
-                return index
-        return None
+        """Return which layer first has parameters or statistics that are not finite, or None.
+
+        Dense layers count from 0, the output last; a batch norm counts as the hidden layer that it
+        belongs to, and -1 is the input.
+        """
+        if np.isfinite(self.params).all() and np.isfinite(self.state).all():
+            return None
+        n_dense = 0
+        for index, (layer, record) in enumerate(zip(self.layers, self.table, strict=True)):
+            owner = getattr(layer, "hidden_layer", n_dense)
+            n_dense += isinstance(layer, Dense)
+            vectors = [t.view(self.params) for t in self.tensors if t.layer == index]
+            if layer.has_state:
+                vectors += [self.statistics(record, w) for w in range(Statistics.N_BATCHES)]
+            if not all(np.isfinite(vector).all() for vector in vectors):
+                return owner
+        return n_dense - 1
 
     def __getstate__(self):
         return {

@@ -7,6 +7,8 @@ initial weights nor the batches.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from copy import deepcopy
+
 import numpy as np
 
 WEIGHT_INITS = (
@@ -62,6 +64,5 @@ def initialize_weights(network, weight_init, activation, random_state):
 
 def dropout_key(random_state):
     """Return two 32-bit words for the dropout generator, without advancing ``random_state``."""
-    twin = np.random.RandomState()
-    twin.set_state(random_state.get_state())
+    twin = deepcopy(random_state)
     return tuple(int(word) for word in twin.randint(0, 2**32, size=2, dtype=np.uint32))

@@ -54,6 +54,12 @@ class History:
         fields = vars(self).items()
         return History(**{k: list(v) if isinstance(v, list) else v for k, v in fields})
 
+    def append_validation(self, loss, score):
+        """Enter the last epoch in the validation curves; epochs without validation are NaN."""
+        for curve, value in ((self.validation_loss_curve, loss), (self.validation_scores, score)):
+            curve.extend([nan] * (len(self.loss_curve) - 1 - len(curve)))
+            curve.append(value)
+
     def update(self, early_stopping, tol):
         """Take the last epoch into the best values; return whether it is the best so far."""
         if early_stopping:
@@ -163,12 +169,13 @@ def _run_epoch(executor, optimizer, data):
     return total / n_samples, n_correct
 
 
-def _diverged(network, epoch):
+def diverged(network, epoch):
     """Return the error for a network whose loss or weights are not finite."""
     layer = network.first_non_finite_layer()
     n_hidden = len(network.intercepts) - 1
-    where = "output layer" if layer is None or layer == n_hidden else f"hidden layer {layer}"
-    return ValueError(f"{NOT_FINITE} Training diverged in the {where}, epoch {epoch}.")
+    where = "the output layer" if layer is None or layer == n_hidden else f"hidden layer {layer}"
+    where = "the normalization of the input" if layer == -1 else where
+    return ValueError(f"{NOT_FINITE} Training diverged in {where}, epoch {epoch}.")
 
 
 def train(
@@ -247,18 +254,19 @@ def train(
                 history.train_scores.append(loss_function.accuracy(n_correct, len(data.rows)))
                 if verbose:
                     print(f"Iteration {history.n_iter}, loss = {loss:.8f}")
-                diverged = not isfinite(loss)
+                is_finite = isfinite(loss)
                 if validation is not None:
                     validation_loss, n_correct = executor.evaluate(*validation)
                     score = nan
-                    if not diverged and isfinite(validation_loss):
+                    if is_finite and isfinite(validation_loss):
                         score = loss_function.accuracy(n_correct, len(validation.rows))
-                    history.validation_loss_curve.append(validation_loss)
-                    history.validation_scores.append(score)
-                    diverged = diverged or (early_stopping and score != score)
+                    history.append_validation(validation_loss, score)
+                    is_finite = is_finite and not (early_stopping and score != score)
                     if verbose:
                         print(f"Validation score: {score:f}")
-                if diverged:
+                elif history.validation_scores:
+                    history.append_validation(nan, nan)
+                if not is_finite:
                     if early_stopping and isfinite(history.best_validation_score):
                         warnings.warn(
                             f"{NOT_FINITE} The weights of epoch {history.best_iter} are restored.",
@@ -266,7 +274,7 @@ def train(
                             stacklevel=2,
                         )
                         break
-                    raise _diverged(network, history.n_iter)
+                    raise diverged(network, history.n_iter)
                 if history.update(early_stopping, tol) and early_stopping:
                     best.assign(network)
                 optimizer.end_epoch(history.n_samples_seen)
@@ -293,5 +301,5 @@ def train(
     if early_stopping:
         network.assign(best)
     if network.first_non_finite_layer() is not None:
-        raise _diverged(network, history.n_iter)
+        raise diverged(network, history.n_iter)
     return completed

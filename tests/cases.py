@@ -144,7 +144,7 @@ def network_case(
 
 
 def _grid():
-    """Every placement by every activation; sizes go round beside them, each with a period of its own."""
+    """Every placement by every activation; sizes go round beside them in periods of their own."""
     sizes = zip(
         cycle([(50,), (1,), (64,), (3,), (50, 3, 64), (70,), (9, 7)]),
         cycle([2, 1, 20, 8, 9]),
@@ -155,10 +155,9 @@ def _grid():
     for (placements, activation), (hidden, n_features, n_classes, n_rows) in zip(
         product(PLACEMENTS, ACTIVATIONS), sizes, strict=False
     ):
-        name = f"{'+'.join(placements) or 'none'}-{activation}-{n_features}-{hidden}-{n_classes}x{n_rows}"
-        yield name, network_case(
-            placements, activation, hidden, n_features, n_classes, n_rows=n_rows
-        )
+        case = network_case(placements, activation, hidden, n_features, n_classes, n_rows=n_rows)
+        where = "+".join(placements) or "none"
+        yield f"{where}-{activation}-{n_features}-{hidden}-{n_classes}x{n_rows}", case
 
 
 NETWORKS = dict(_grid()) | {
@@ -484,7 +483,5 @@ def run_layer(executor, layer, x, dy=None, given=None, *, step=0, read=None, key
             found |= {"mean": record.moving_mean, "var": record.moving_var}
     if backward:
         found |= {"dx": gradients[0, "weight"], "sum of dx": gradients[0, "bias"]}
-        found |= {
-            f"d{role}": gradients[at, role] for at, role in gradients if at == index
-        }
+        found |= {f"d{role}": gradients[at, role] for at, role in gradients if at == index}
     return found

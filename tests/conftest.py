@@ -3,8 +3,6 @@
 ``seed`` is one seed unless the command line says otherwise: ``pytest --seeds 7``,
 ``pytest --seeds 0-99`` or ``pytest --seeds all``. A test that takes it must pass for each of them.
 """
-
-# Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
 import dataclasses

@@ -3,8 +3,6 @@
 Three sources judge it: scikit-learn's own checks and tools, a forward pass written here from the
 fitted attributes alone, and the estimator itself where two ways must lead to the same model.
 """
-
-# Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
 import copy
@@ -425,13 +423,14 @@ def test_early_stopping_on_given_rows(placement, statistics, blobs, seed):
     assert est.best_loss_ is None
     assert len(est.validation_scores_) == len(est.loss_curve_) == est.n_iter_
 
+    params |= {"tol": 0, "n_iter_no_change": 99}
     stopped = make(placement, seed, max_iter=est.best_iter_, **params).fit(X, y)
     assert_same_model(est, stopped)
     assert_array_equal(est.predict_proba(X), stopped.predict_proba(X))
     assert est.loss_curve_[: est.best_iter_] == stopped.loss_curve_
 
     other_rng = np.random.RandomState(seed)
-    make(placement, other_rng, max_iter=est.n_iter_, tol=0, n_iter_no_change=99, **params).fit(X, y)
+    make(placement, other_rng, max_iter=est.n_iter_, **params).fit(X, y)
     assert_array_equal(rng.get_state()[1], other_rng.get_state()[1])
     assert rng.get_state()[2] == other_rng.get_state()[2]
     if statistics == "moving" or not placement:

@@ -4,8 +4,6 @@ Each case is a list of calls that both estimators take in turn. After every call
 compares all that a user can see: what was printed, warned and raised, every fitted attribute of
 scikit-learn's, every prediction, and the state the random number generator was left in.
 """
-
-# Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
 import io

@@ -63,9 +63,14 @@ def dense_backward(dy, y, x, weight, activation):
 
 
 def inverse_std(var, epsilon):
-    """Return 1 / sqrt(var + epsilon), and 0 where both are 0: a constant unit then gives beta."""
+    """Return 1 / sqrt(var + epsilon).
+
+    Where both are 0 it is 0, so that a constant unit gives beta; where the variance overflowed it
+    is NaN, so that training ends with an error instead of zeros.
+    """
     total = np.asarray(var + epsilon, dtype=np.float64)
-    return np.divide(1.0, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+    total = np.where(np.isinf(total), np.nan, total)
+    return np.divide(1.0, np.sqrt(total), out=np.zeros_like(total), where=total != 0)
 
 
 def batch_norm_forward(x, gamma, beta, epsilon, activation):

@@ -18,14 +18,13 @@ from cases import (
     each_judged,
     is_frozen,
     network_case,
-    norms,
     optimizer,
     statistics,
     tensors,
     train_epochs,
 )
 
-from skbn._layers import BatchNorm, Dense
+from skbn._layers import Dense
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -135,7 +134,9 @@ def check(case, solver, executor):
             loss.backward()
             torch_losses.append(loss.item())
             if solver == "adam":
-                torch_rule.param_groups[0]["eps"] = EPSILON / np.sqrt(1 - BETA_2 ** len(torch_losses))
+                torch_rule.param_groups[0]["eps"] = EPSILON / np.sqrt(
+                    1 - BETA_2 ** len(torch_losses)
+                )
             torch_rule.step()
 
     expected = {

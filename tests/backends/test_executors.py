@@ -30,7 +30,6 @@ from cases import (
     optimizer,
     read_only,
     run_layer,
-    tensors,
     train_epochs,
 )
 from numpy.testing import assert_array_equal
@@ -41,10 +40,6 @@ from skbn.backends.cpu.processor import instruction_levels
 
 F64, F32 = np.float64, np.float32
 JUDGE = "reference"
-
-
-def close(found, expected, dtype, float32, float64=1e-11):
-    assert_close(found, expected, float32 if dtype is F32 else float64)
 
 
 # What is above a table's own float32 tolerance, and why. Two rows: gradients through batch norm are
@@ -267,7 +262,9 @@ def test_what_does_not_fit_is_an_error(name, wrong, executor):
     def run():
         it = case.executor(executor, network)
         it.loss_and_gradient(given["X"], given["targets"], given["rows"], given["grads"])
-        it.train(given["X"], given["targets"], given["rows"], 0, given["optimizer"], given["memory"])
+        it.train(
+            given["X"], given["targets"], given["rows"], 0, given["optimizer"], given["memory"]
+        )
 
     run()
     if name.startswith("network."):
@@ -344,6 +341,47 @@ def test_batches(n_rows, batch_size, with_norm, stops, executor):
             it.train(X, targets, rows[start:stop], 0, other.record, other.memory)
     assert_array_equal(network.params, single.params)
     assert_array_equal(network.state, single.state)
+
+
+@each_compiled
+def test_long_epochs_take_several_calls(executor):
+    """So that Ctrl-C is heard: a call ends after a while, and the next one goes on from there."""
+    case = network_case(("after",), "tanh", (300, 70), 20, 3, n_rows=4000)
+    X, targets, rows = case.data()
+    network, single = case.network(), case.network()
+    rule, other = optimizer(network, "adam"), optimizer(single, "adam")
+    with case.executor(executor, network, batch_size=100) as it:
+        positions = [position for _, _, position in train_epochs(it, (X, targets, rows), rule, 1)]
+        assert len(positions) > 1
+        assert positions == sorted(positions)
+        assert positions[-1] == 4000
+    with case.executor(executor, single, batch_size=100) as it:
+        for start in range(0, 4000, 100):
+            batch = rows[start : start + 100]
+            it.train(X, targets, batch, 0, other.record, other.memory)
+    assert_array_equal(network.params, single.params)
+    assert_array_equal(network.state, single.state)
+
+
+@each_compiled
+@each_dtype
+def test_floating_point_mode_is_restored(dtype, executor):
+    """Kernels flush denormals to zero; their callers' arithmetic must not notice."""
+    case = network_case(("input",), n_rows=300)
+    network = case.network(dtype)
+    smallest = np.finfo(dtype).smallest_subnormal
+    rule, ones = optimizer(network, "adam"), np.ones(4, dtype)
+    with case.executor(executor, network) as it:
+        for call in (
+            lambda: it.loss_and_gradient(*case.data(dtype), network.new_vector()),
+            lambda: it.train(*case.data(dtype), 0, rule.record, rule.memory),
+            lambda: it.update_population_statistics(*case.data(dtype)[::2]),
+            lambda: it.evaluate(*case.data(dtype)),
+            lambda: it.predict(case.data(dtype)[0]),
+        ):
+            call()
+            assert_array_equal(ones * smallest * 2 / 2, smallest)
+            assert ones[0] * smallest / 1 > 0
 
 
 # Which executor.

@@ -75,9 +75,7 @@ def check_gradient(executor, case):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_finite_differences(options, placements, activation, n_classes, executor):
     options = {"n_rows": 12} | OPTIONS[options]
-    check_gradient(
-        executor, network_case(placements, activation, (4, 3), 3, n_classes, **options)
-    )
+    check_gradient(executor, network_case(placements, activation, (4, 3), 3, n_classes, **options))
 
 
 @each_compiled

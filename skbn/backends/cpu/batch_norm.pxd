@@ -19,7 +19,8 @@ additions, so even and odd rows have one each, and a phase does all lines of a t
 """
 
 from cython cimport floating
-from libc.math cimport isnan, pow, sqrt
+from libc.float cimport DBL_MAX
+from libc.math cimport NAN, isnan, pow, sqrt
 
 from skbn.backends.cpu.activations cimport activation_forward
 from skbn.backends.cpu.lines cimport (
@@ -45,9 +46,11 @@ cdef enum:
 
 
 cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
-    """1 / sqrt(var + epsilon), and 0 where both are 0: a constant column then gives beta."""
+    """1 / sqrt(var + epsilon); 0 where both are 0, so that a constant column gives beta; NaN where var overflowed."""
     cdef double total = var + epsilon
-    return 0 if total <= 0 else 1 / sqrt(total)
+    cdef double inverse = 1 / sqrt(total)
+    inverse = NAN if total > DBL_MAX else inverse
+    return 0 if total <= 0 else inverse
 
 
 # Loops over lines. Tiles are (n_rows, n_lines) by stride, in lines; factors are (n_lines,).
@@ -225,7 +228,7 @@ cdef inline void batch_norm_forward(
         for j in range(columns):
             square[j] = square[j] * share
             inv_std[j] = inverse_std(square[j], epsilon)
-            high[j] = <floating> mean[j]
+            high[j] = <floating> (mean[j] + correction[j])
             low[j] = <floating> ((mean[j] - <double> high[j]) + correction[j])
             scale[j] = <floating> inv_std[j]
             shift[j] = 0

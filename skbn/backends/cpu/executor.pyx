@@ -38,7 +38,7 @@ from skbn.backends.cpu.dense cimport add_penalty, dense_backward, dense_forward
 from skbn.backends.cpu.dropout cimport dropout_apply
 from skbn.backends.cpu.floating_point cimport flush_denormals, restore_mode
 from skbn.backends.cpu.losses cimport binary_log_loss, categorical_log_loss
-from skbn.backends.cpu.optimizers cimport optimizer_update
+from skbn.backends.cpu.optimizers cimport optimizer_update, optimizer_vectors
 from skbn.backends.records cimport (
     SKBN_BATCH_NORM,
     SKBN_BINARY_LOG_LOSS,
@@ -220,7 +220,7 @@ cdef double backward(
             if layer.bias >= 0:
                 for j in range(layer.out_stride):
                     grads[layer.bias + j] = <floating> dbeta[j]
-        elif layer.kind == SKBN_DROPOUT:
+        elif layer.kind == SKBN_DROPOUT and dx != NULL:
             dropout_apply(
                 dx, dy, n_rows, layer.n_out, layer.out_stride, layer.rate, plan.key, step, <uint32_t> index
             )
@@ -354,9 +354,10 @@ cdef void predict_blocks(
 cdef void block_moments(
     const Plan* plan, const floating* params, floating* work,
     double* mean, double* square,       # OUT (stride,) of the layer
+    const double* origin,               # IN  (stride,)
     const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t block, Py_ssize_t index,
 ) noexcept nogil:
-    """Mean and sum of squared deviations of what enters batch norm `index`, over one block of rows."""
+    """Moments of what enters batch norm `index`, over one block of rows: mean - origin, squared deviations."""
     cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
     cdef Py_ssize_t stride = plan.layers[index].in_stride, start, columns, j
     cdef double correction[TILE]
@@ -371,7 +372,7 @@ cdef void block_moments(
             mean + start, correction, square + start, <const floating*> out + start, size, columns, stride
         )
         for j in range(columns):
-            mean[start + j] += correction[j]
+            mean[start + j] = (mean[start + j] - origin[start + j]) + correction[j]
     restore_mode(mode)
 
 
@@ -395,14 +396,15 @@ cdef void merge_moments(
 
 cdef void group_moments(
     const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size, double* parts,
-    const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t index, int threads,
+    const double* origin, const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t index, int threads,
 ) noexcept nogil:
     """Moments of every block of a group of rows, shared out over threads."""
     cdef Py_ssize_t stride = plan.layers[index].in_stride, block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
     for block in prange(n_blocks, num_threads=threads, schedule="static"):
         block_moments(
             plan, params, work + threadid() * work_size,
-            parts + 2 * block * stride, parts + (2 * block + 1) * stride, X, rows, n_rows, block, index,
+            parts + 2 * block * stride, parts + (2 * block + 1) * stride, origin,
+            X, rows, n_rows, block, index,
         )
 
 
@@ -488,6 +490,11 @@ cdef class CPUExecutor:
         self.kind = b"d" if self.is_double else b"f"
         self.n_features, self.n_outputs = network.n_features, network.n_outputs
         plan.row_size = network.row_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        for index in range(layers.shape[0]):
+            if layers[index].virtual_batch_size < 0:
+                raise ValueError(f"Virtual batches of {layers[index].virtual_batch_size} rows are not possible.")
         plan.layers = &layers[0]
         plan.n_layers = layers.shape[0]
         plan.n_params = network.n_params
@@ -549,8 +556,8 @@ cdef class CPUExecutor:
         cdef Py_ssize_t n_rows = rows.shape[0], position = start, n_correct = 0
         cdef void* y = address(targets, self.kind, X.shape[0], False)
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef void* m = address(memory, self.kind, plan.n_params, True)
         cdef OptimizerRecord* record = <OptimizerRecord*> address(optimizer, b"T", 1, True)
+        cdef void* m = address(memory, self.kind, optimizer_vectors(record.kind) * plan.n_params, True)
         cdef unsigned long long mode
         cdef double loss
         self.allocate()
@@ -666,11 +673,12 @@ cdef class CPUExecutor:
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
         cdef double* mean
         cdef double* square
+        cdef double* origin
         cdef double* moments
         cdef void* work
         buffers = aligned_zeros(threads * work_size, self.dtype)
         parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
-        totals = aligned_zeros(2 * plan.widest, np.float64)
+        totals = aligned_zeros(3 * plan.widest, np.float64)
         work = address(buffers, self.kind, 0, True)
         moments = <double*> address(parts, b"d", 0, True)
         mean = <double*> address(totals, b"d", 0, True)
@@ -679,21 +687,35 @@ cdef class CPUExecutor:
         for layer in self.network.batch_norm_indices:
             stride = plan.layers[layer].out_stride
             square = mean + stride
+            origin = square + stride
             totals[:] = 0
+            # The mean of the first block is near all others, so that differences keep their digits.
+            if self.is_double:
+                block_moments(
+                    plan, <double*> self.params, <double*> work, moments, moments + stride, origin,
+                    &source, index, n_rows, 0, layer,
+                )
+            else:
+                block_moments(
+                    plan, <float*> self.params, <float*> work, moments, moments + stride, origin,
+                    &source, index, n_rows, 0, layer,
+                )
+            totals[2 * stride : 3 * stride] = parts[:stride]
             for seen in range(0, n_rows, GROUP * EVAL_ROWS):  # a call a group: Ctrl-C works between them
                 size = min(<Py_ssize_t> (GROUP * EVAL_ROWS), n_rows - seen)
                 with nogil:
                     if self.is_double:
                         group_moments(
                             plan, <double*> self.params, <double*> work, work_size, moments,
-                            &source, index + seen, size, layer, threads,
+                            origin, &source, index + seen, size, layer, threads,
                         )
                     else:
                         group_moments(
                             plan, <float*> self.params, <float*> work, work_size, moments,
-                            &source, index + seen, size, layer, threads,
+                            origin, &source, index + seen, size, layer, threads,
                         )
                     merge_moments(mean, square, moments, seen, size, stride)
+            totals[:stride] += totals[2 * stride : 3 * stride]
             totals[stride : 2 * stride] /= n_rows
             start = plan.layers[layer].state + SKBN_POPULATION_MEAN * stride
             self.network.state[start : start + 2 * stride] = totals[: 2 * stride]

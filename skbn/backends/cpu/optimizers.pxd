@@ -6,6 +6,7 @@
 
 from cython cimport floating
 from libc.math cimport pow, sqrt, sqrtf
+from libc.stdint cimport int64_t
 
 from skbn.backends.records cimport SKBN_ADAM, SKBN_SGD, OptimizerRecord
 
@@ -33,14 +34,17 @@ cdef inline void sgd_update(
 cdef inline void adam_update(
     floating* params, floating* first, floating* second,    # IN/OUT (size,)
     const floating* grads,                                  # IN
-    Py_ssize_t size, floating rate, floating beta_1, floating beta_2, floating epsilon,
+    Py_ssize_t size, floating rate, double beta_1, double beta_2, floating epsilon,
 ) noexcept nogil:
     """Kingma & Ba, 2014; ``rate`` holds the bias corrections."""
     cdef Py_ssize_t k
-    cdef floating m, v, rest_1 = 1 - beta_1, rest_2 = 1 - beta_2
+    # 1 - 0.999 in float32 would be 5e-5 off.
+    cdef floating keep_1 = <floating> beta_1, rest_1 = <floating> (1 - beta_1)
+    cdef floating keep_2 = <floating> beta_2, rest_2 = <floating> (1 - beta_2)
+    cdef floating m, v
     for k in range(size):
-        m = beta_1 * first[k] + rest_1 * grads[k]
-        v = beta_2 * second[k] + rest_2 * (grads[k] * grads[k])
+        m = keep_1 * first[k] + rest_1 * grads[k]
+        v = keep_2 * second[k] + rest_2 * (grads[k] * grads[k])
         first[k] = m
         second[k] = v
         params[k] = params[k] - rate * m / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
@@ -49,15 +53,20 @@ cdef inline void adam_update(
 cdef inline void rmsprop_update(
     floating* params, floating* second,         # IN/OUT (size,)
     const floating* grads,                      # IN
-    Py_ssize_t size, floating rate, floating beta_2, floating epsilon,
+    Py_ssize_t size, floating rate, double beta_2, floating epsilon,
 ) noexcept nogil:
     """Hinton's lecture 6e, 2012; ``beta_2`` is the decay of the mean square."""
     cdef Py_ssize_t k
-    cdef floating v, rest_2 = 1 - beta_2
+    cdef floating keep_2 = <floating> beta_2, rest_2 = <floating> (1 - beta_2), v
     for k in range(size):
-        v = beta_2 * second[k] + rest_2 * (grads[k] * grads[k])
+        v = keep_2 * second[k] + rest_2 * (grads[k] * grads[k])
         second[k] = v
         params[k] = params[k] - rate * grads[k] / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
+
+
+cdef inline Py_ssize_t optimizer_vectors(int64_t kind) noexcept nogil:
+    """Vectors that an optimizer remembers."""
+    return 2 if kind == SKBN_ADAM else 1
 
 
 cdef inline void optimizer_update(
@@ -76,10 +85,10 @@ cdef inline void optimizer_update(
         rate *= sqrt(1 - pow(optimizer.beta_2, optimizer.t)) / (1 - pow(optimizer.beta_1, optimizer.t))
         adam_update(
             params, memory, memory + size, grads, size, <floating> rate,
-            <floating> optimizer.beta_1, <floating> optimizer.beta_2, <floating> optimizer.epsilon,
+            optimizer.beta_1, optimizer.beta_2, <floating> optimizer.epsilon,
         )
     else:
         rmsprop_update(
             params, memory, grads, size,
-            <floating> rate, <floating> optimizer.beta_2, <floating> optimizer.epsilon,
+            <floating> rate, optimizer.beta_2, <floating> optimizer.epsilon,
         )

@@ -43,6 +43,7 @@ class SingleThreadedBlas:
             if self._depth == 0:
                 if self._controller is None:  # 2 ms, once a process
                     self._controller = ThreadpoolController().select(user_api="blas")
+                self._take_control()
                 self._limiter = self._controller.limit(limits=1)
             self._depth += 1
 
@@ -50,7 +51,16 @@ class SingleThreadedBlas:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
+                self._take_control()
                 self._limiter.restore_original_limits()
+                self._take_control()
+
+    def _take_control(self):
+        """Let this thread set the limit: threadpoolctl 3.8 heeds only the first thread that did."""
+        for library in self._controller.lib_controllers:
+            clear = getattr(library, "clear_controlling_thread", None)
+            if clear is not None:
+                clear(force=True)
 
 
 _guard = SingleThreadedBlas()
