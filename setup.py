@@ -1,11 +1,12 @@
 """Build the compiled parts of skbn; everything that is not an extension is in pyproject.toml.
 
-The executor is one Cython source compiled under two names: once for any machine and, on
-x86-64, once more for processors with AVX2 (the level that compilers call x86-64-v3). Each copy
-gets a build folder and so a generated C file of its own, and ``skbn.backends.cpu`` chooses when
-it is imported. What the compiler can do is found out by asking it: small programs are compiled
-and linked, for OpenMP and for the instruction level. Platform names are not asked, because
-they do not know about cross-compiling, universal macOS builds or a missing libomp.
+The executor is one Cython source compiled under several names: once for any machine and, on
+x86-64, once more for processors with AVX2 and once for those with AVX-512 (the levels that
+compilers call x86-64-v3 and x86-64-v4). Each copy gets a build folder and so a generated C file
+of its own, and ``skbn.backends.cpu`` chooses when it is imported. What the compiler can do is
+found out by asking it: small programs are compiled and linked, for OpenMP and for the
+instruction level. Platform names are not asked, because they do not know about cross-compiling,
+universal macOS builds or a missing libomp.
 
 The sources stay ``.pyx`` until an extension is built, so an sdist holds no generated C, and
 asking for metadata runs no Cython.
@@ -82,7 +83,6 @@ LEVELS = {
     "x86_64_v3": ["-march=x86-64-v3"],
     "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
-MSVC_LEVELS = {"x86_64_v3": ["/arch:AVX2"], "x86_64_v4": ["/arch:AVX512"]}
 
 
 @contextlib.contextmanager
@@ -130,13 +130,15 @@ class BuildExtensions(build_ext):
             openmp_compile, openmp_link = [], []
             self.warn("skbn: no OpenMP found: built for one thread")
 
-        levels = MSVC_LEVELS if compiler_type == "msvc" else LEVELS
-        for level, level_flags in levels.items():
-            if not self.compiler_accepts(X86_64_PROGRAM, level_flags, []):
+        for level, level_flags in LEVELS.items():
+            # MSVC has other flags and no vector types, which is what the levels are for.
+            if compiler_type == "msvc" or not self.compiler_accepts(
+                X86_64_PROGRAM, level_flags, []
+            ):
                 self.extensions[:] = [ext for ext in self.extensions if ext.level != level]
 
         for ext in self.extensions:
-            level_flags = levels.get(ext.level, [])
+            level_flags = LEVELS.get(ext.level, [])
             ext.extra_compile_args = [*flags, *openmp_compile, *level_flags]
             ext.extra_link_args = [*openmp_link]
         super().build_extensions()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
 
-from skbn.backends.records import Activation, LayerKind
+from skbn.backends.records import Activation, LayerKind, Statistics
 
 ACTIVATIONS = {
     "identity": Activation.IDENTITY,
@@ -40,7 +40,7 @@ class Dense:
     train_bias: bool = True
 
     kind = LayerKind.DENSE
-    has_state = False
+    min_rows = 1
 
     @property
     def architecture(self):
@@ -50,6 +50,12 @@ class Dense:
     def tensors(self):
         yield TensorSpec("weight", (self.n_in, self.n_out), penalized=True)
         yield TensorSpec("bias", (self.n_out,), penalized=False)
+
+    def state_size(self, stride):
+        return 0
+
+    def saved_size(self, stride):
+        return 0
 
     def record_fields(self):
         return {"activation": ACTIVATIONS[self.activation], "train_bias": self.train_bias}
@@ -70,7 +76,7 @@ class BatchNorm:
     virtual_batch_size: int | None = None
 
     kind = LayerKind.BATCH_NORM
-    has_state = True
+    min_rows = 2  # one row has no variance
 
     @property
     def architecture(self):
@@ -86,6 +92,14 @@ class BatchNorm:
             yield TensorSpec("weight", (self.n_out,), penalized=False, initial=1.0)
         if self.center:
             yield TensorSpec("bias", (self.n_out,), penalized=False)
+
+    def state_size(self, stride):
+        """Four rows of statistics, then the number of batches, alone in its cache line."""
+        return Statistics.N_BATCHES * stride + 8
+
+    def saved_size(self, stride):
+        """The mean in two parts and 1 / sqrt(var + epsilon), per virtual batch."""
+        return 3 * stride
 
     def record_fields(self):
         return {
@@ -104,7 +118,7 @@ class Dropout:
     rate: float
 
     kind = LayerKind.DROPOUT
-    has_state = False
+    min_rows = 1
     architecture = None  # it holds no weights: it may come and go
 
     @property
@@ -113,6 +127,12 @@ class Dropout:
 
     def tensors(self):
         return iter(())
+
+    def state_size(self, stride):
+        return 0
+
+    def saved_size(self, stride):
+        return 0
 
     def record_fields(self):
         return {"activation": Activation.IDENTITY, "rate": self.rate}

@@ -17,9 +17,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skbn._layers import ACTIVATIONS, multilayer_perceptron
+from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import log_loss
 from skbn._network import Network
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights
@@ -53,13 +53,20 @@ def _aligned(X):
 
 @contextmanager
 def _unchanged_on_error(estimator):
-    """Put every attribute back if the block raises; arrays are never changed in place."""
+    """Put everything back if the block raises, a RandomState of the user's too.
+
+    Arrays need no copies: they are never changed in place.
+    """
     before = vars(estimator).copy()
+    random_state = estimator.random_state
+    drawn = isinstance(random_state, np.random.RandomState) and random_state.get_state(legacy=False)
     try:
         yield
     except BaseException:
         vars(estimator).clear()
         vars(estimator).update(before)
+        if drawn:
+            random_state.set_state(drawn)
         raise
 
 
@@ -69,7 +76,7 @@ class _BaseMLPBN(BaseEstimator):
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
-        "batch_norm": [StrOptions(set(PLACEMENTS)), tuple, list, None],
+        "batch_norm": [str, tuple, list, None],  # _placements looks closer and says it better
         "bn_momentum": [Interval(Real, 0, 1, closed="left"), None],
         "bn_epsilon": [Interval(Real, 0, None, closed="left")],
         "bn_center": ["boolean"],
@@ -119,7 +126,7 @@ class _BaseMLPBN(BaseEstimator):
     def _hidden_layer_sizes(self):
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
-        if not all(isinstance(size, Integral) for size in sizes):
+        if not all(isinstance(size, Integral) and not isinstance(size, bool) for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be integers, got {sizes}.")
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
@@ -143,16 +150,15 @@ class _BaseMLPBN(BaseEstimator):
             "scoring": self.scoring is not None,
             "max_grad_norm": self.max_grad_norm is not None,
             "class_weight": getattr(self, "class_weight", None) is not None,
-            "device='cuda'": self.device == "cuda",
             **{name: value is not None for name, value in given.items()},
         }
         for name, is_asked in asked.items():
             if is_asked:
                 raise NotImplementedError(f"{name} is not implemented in this version of skbn.")
 
-    def _check_batch_norm_sizes(self, n_samples, placements):
+    def _check_batch_norm_sizes(self, n_samples, layers):
         """Refuse batches that have no variance."""
-        if not placements:
+        if not any(isinstance(layer, BatchNorm) for layer in layers):
             return
         if n_samples < 2:
             raise ValueError(
@@ -166,13 +172,13 @@ class _BaseMLPBN(BaseEstimator):
                     f"one row is 0. Use {name} >= 2 or batch_norm=None."
                 )
 
-    def _layers(self, n_features, n_outputs, placements):
+    def _layers(self, n_features, n_outputs):
         return multilayer_perceptron(
             n_features,
             self._hidden_layer_sizes(),
             n_outputs,
             activation=self.activation,
-            placements=placements,
+            placements=self._placements(),
             bn_options={
                 "momentum": self.bn_momentum,
                 "epsilon": self.bn_epsilon,
@@ -227,9 +233,8 @@ class _BaseMLPBN(BaseEstimator):
     def _fit(self, X, targets, validation, incremental):
         """Train on validated rows and publish the result."""
         n_samples, n_features = X.shape
-        placements = self._placements()
-        self._check_batch_norm_sizes(n_samples, placements)
-        layers = self._layers(n_features, self._loss.n_outputs, placements)
+        layers = self._layers(n_features, self._loss.n_outputs)
+        self._check_batch_norm_sizes(n_samples, layers)
         random_state = check_random_state(self.random_state)
         if self._is_first_fit(incremental):
             network, history = Network(layers, X.dtype), History()
@@ -256,7 +261,7 @@ class _BaseMLPBN(BaseEstimator):
         data = Rows(X, targets, np.arange(n_samples, dtype=np.intp))
         if self.early_stopping and validation is None:
             data, validation = self._split(data, random_state)
-            self._check_batch_norm_sizes(len(data.rows), placements)
+            self._check_batch_norm_sizes(len(data.rows), layers)
         network.use_population = False
         executor = get_executor(self.device)(
             network,
@@ -282,7 +287,8 @@ class _BaseMLPBN(BaseEstimator):
             verbose=self.verbose,
             incremental=incremental,
         )
-        if placements and self.bn_statistics == "population" and completed and not incremental:
+        wants_population = self.bn_statistics == "population" and network.batch_norm_indices
+        if wants_population and completed and not incremental:
             self._measure_population(executor, network, X, np.sort(data.rows))
             if network.first_non_finite_layer() is not None:
                 raise diverged(network, history.n_iter)
@@ -325,17 +331,24 @@ class _BaseMLPBN(BaseEstimator):
     @property
     def coefs_(self):
         """Weight matrices."""
-        return self._network.coefs
+        return self._fitted_network("coefs_").coefs
 
     @property
     def intercepts_(self):
         """Bias vectors."""
-        return self._network.intercepts
+        return self._fitted_network("intercepts_").intercepts
 
     @property
     def batch_norms_(self):
         """Batch normalizations."""
-        return self._network.batch_norms
+        return self._fitted_network("batch_norms_").batch_norms
+
+    def _fitted_network(self, attribute):
+        if not hasattr(self, "_network"):
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {attribute!r} before it is fitted"
+            )
+        return self._network
 
     def _raw_outputs(self, X):
         check_is_fitted(self)
@@ -360,11 +373,14 @@ class _BaseMLPBN(BaseEstimator):
         Raises
         ------
         ValueError
-            If there are fewer than two rows.
+            If the network has no batch normalization, if there are fewer than two rows, or if
+            their statistics are not finite. The estimator is then as it was.
         """
         check_is_fitted(self)
         X = _aligned(validate_data(self, X, dtype=self._network.dtype, reset=False))
-        self._check_batch_norm_sizes(X.shape[0], self._network.batch_norm_indices)
+        if not self._network.batch_norm_indices:
+            raise ValueError("There is no batch normalization to recalibrate in this network.")
+        self._check_batch_norm_sizes(X.shape[0], self._network.layers)
         network = self._network.copy()
         with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
             executor.update_population_statistics(X, np.arange(X.shape[0], dtype=np.intp))
@@ -381,8 +397,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     """Multi-layer perceptron classifier with batch normalization.
 
     It minimizes the log loss by stochastic gradient descent. With ``batch_norm=None`` it is
-    scikit-learn's :class:`~sklearn.neural_network.MLPClassifier`, number for number; every
-    parameter of that class has its name, default and meaning here.
+    scikit-learn's :class:`~sklearn.neural_network.MLPClassifier` with a stochastic solver, number
+    for number; every parameter of that class has its name, default and meaning here.
 
     Parameters
     ----------
@@ -401,11 +417,13 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         - a tuple: in several places, e.g. ``("input", "after")``.
         - None: nowhere.
 
-        The output layer is never normalized.
+        The output layer is never normalized, so without hidden layers there is nothing to
+        normalize but the input.
 
     bn_momentum : float or None, default=0.9
         Fraction of the moving statistics that is *retained* at each mini-batch, in [0, 1), as in
         Keras (PyTorch's momentum is one minus this). None weighs every mini-batch so far equally.
+        With `bn_virtual_batch_size`, every virtual batch counts as one.
 
     bn_epsilon : float, default=1e-3
         Added to the variance before the square root is taken; 0 is allowed.
@@ -462,7 +480,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         without improvement.
 
     verbose : bool or int, default=False
-        Whether to print the loss after each epoch.
+        Whether to print loss and validation score after each epoch.
 
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the previous call.
@@ -590,6 +608,11 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     Notes
     -----
     Computation is in the type of `X`: float32 stays float32. Statistics are float64 always.
+
+    In a Pipeline, `X_val` has to go through the steps before this one:
+    ``Pipeline(..., transform_input=["X_val"])`` does that where metadata routing is on and
+    ``set_fit_request(X_val=True, y_val=True)`` asks for it. Beware of `GridSearchCV`: it slices
+    every fit parameter that has as many rows as `X`, an `X_val` of that length included.
 
     References
     ----------
@@ -755,7 +778,11 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         except ValueError as error:
             raise ValueError(f"X_val: {error}") from error
         y_val = column_or_1d(y_val, warn=True)
-        check_consistent_length(X_val, y_val)
+        if len(X_val) != len(y_val):
+            raise ValueError(
+                "Found input variables with inconsistent numbers of samples: X_val has "
+                f"{len(X_val)}, y_val has {len(y_val)}."
+            )
         unknown = np.setdiff1d(y_val, self.classes_)
         if len(unknown):
             raise ValueError(f"`y_val` has classes that `y` has not: {unknown}.")

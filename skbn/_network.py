@@ -66,6 +66,10 @@ class BatchNormRecord(NamedTuple):
     population_mean: np.ndarray | None
     population_var: np.ndarray | None
 
+    def __repr__(self):
+        units = f"{len(self.gamma)} units"
+        return f"BatchNormRecord(position={self.position!r}, layer={self.layer}, {units})"
+
 
 class Network:
     """Layer table and flat vectors of one network.
@@ -89,6 +93,8 @@ class Network:
         All statistics.
     row_size : int
         Elements per row that a buffer for every activation needs.
+    min_rows : int
+        A rest of fewer rows joins the mini-batch before it.
     saved_size : int
         float64 values per virtual batch that forward saves for backward.
     use_population : bool
@@ -144,13 +150,16 @@ class Network:
                 # The output's weights are padded behind their last row: with one output, loops over
                 # the units that feed it read a whole padded row.
                 n_params += -(-rows * out_stride * itemsize // ALIGNMENT) * ALIGNMENT // itemsize
-            if layer.has_state:
-                record["state"], record["saved"] = n_state, saved
-                n_state += Statistics.N_BATCHES * out_stride + ALIGNMENT // 8
-                saved += 3 * out_stride  # mean (two parts) and 1 / sqrt(var + epsilon)
+            if layer.state_size(out_stride):
+                record["state"] = n_state
+                n_state += layer.state_size(out_stride)
+            if layer.saved_size(out_stride):
+                record["saved"] = saved
+                saved += layer.saved_size(out_stride)
             read_from, write_to = write_to, write_to + out_stride
         self.n_params, self.n_state = n_params, n_state
         self.row_size, self.saved_size = write_to, saved
+        self.min_rows = max(layer.min_rows for layer in self.layers)
 
     @property
     def n_features(self):
@@ -252,7 +261,7 @@ class Network:
             owner = getattr(layer, "hidden_layer", n_dense)
             n_dense += isinstance(layer, Dense)
             vectors = [t.view(self.params) for t in self.tensors if t.layer == index]
-            if layer.has_state:
+            if isinstance(layer, BatchNorm):
                 vectors += [self.statistics(record, w) for w in range(Statistics.N_BATCHES)]
             if not all(np.isfinite(vector).all() for vector in vectors):
                 return owner

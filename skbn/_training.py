@@ -48,11 +48,19 @@ class History:
     best_validation_score: float = -inf
     best_iter: int = 0
     no_improvement_count: int = 0
+    watches_validation: bool | None = None
 
     def copy(self):
         """Return a history that can grow without changing this one."""
         fields = vars(self).items()
         return History(**{k: list(v) if isinstance(v, list) else v for k, v in fields})
+
+    def watch(self, validation):
+        """Begin to watch the validation score or the loss; another than before starts afresh."""
+        if self.watches_validation not in (None, validation):
+            self.best_loss, self.best_validation_score = inf, -inf
+            self.best_iter = self.no_improvement_count = 0
+        self.watches_validation = validation
 
     def append_validation(self, loss, score):
         """Enter the last epoch in the validation curves; epochs without validation are NaN."""
@@ -173,9 +181,12 @@ def diverged(network, epoch):
     """Return the error for a network whose loss or weights are not finite."""
     layer = network.first_non_finite_layer()
     n_hidden = len(network.intercepts) - 1
-    where = "the output layer" if layer is None or layer == n_hidden else f"hidden layer {layer}"
-    where = "the normalization of the input" if layer == -1 else where
-    return ValueError(f"{NOT_FINITE} Training diverged in {where}, epoch {epoch}.")
+    where = {
+        None: "at the output layer, whose loss is not finite",
+        -1: "in the normalization layer of the input",
+        n_hidden: "in the output layer",
+    }.get(layer, f"in hidden layer {layer}")
+    return ValueError(f"{NOT_FINITE} Training diverged {where}, epoch {epoch}.")
 
 
 def train(
@@ -240,6 +251,7 @@ def train(
     best = network.copy() if early_stopping else None
     watched = "Validation score" if early_stopping else "Training loss"
     history.n_iter = 0
+    history.watch(early_stopping)
     completed = True
     try:
         with executor:

@@ -195,6 +195,8 @@ NETWORKS = dict(_grid()) | {
         alpha=0.01,
         n_rows=100,
     ),
+    "no hidden layer": network_case(("input",), hidden=(), n_features=20, n_classes=3),
+    "dropout in front": Case((Dropout(9, 0.3), Dense(9, 5, "tanh"), Dense(5, 1))),
     "one row": network_case((), "tanh", (9,), 3, n_rows=1),
     "as wide as the rows": network_case(("after",), "relu", (128, 64), 64, 10, n_rows=32),
 }

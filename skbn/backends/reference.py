@@ -213,6 +213,11 @@ def sgd_update(params, grads, memory, optimizer):
     params += momentum * velocity - rate * grads if optimizer["nesterov"] else velocity
 
 
+def positive(epsilon, dtype):
+    """Return epsilon, but nothing that underflows: pads and dead units must not divide 0 by 0."""
+    return max(epsilon, np.finfo(dtype).tiny)
+
+
 def adam_update(params, grads, memory, optimizer):
     """Kingma & Ba, 2014, with epsilon outside of the bias correction (end of section 2)."""
     m, v = memory[: params.size], memory[params.size :]
@@ -222,7 +227,7 @@ def adam_update(params, grads, memory, optimizer):
     v *= beta_2
     v += (1 - beta_2) * grads**2
     rate = optimizer["learning_rate"] * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-    params -= rate * m / (np.sqrt(v) + optimizer["epsilon"])
+    params -= rate * m / (np.sqrt(v) + positive(optimizer["epsilon"], params.dtype))
 
 
 def rmsprop_update(params, grads, memory, optimizer):
@@ -230,7 +235,11 @@ def rmsprop_update(params, grads, memory, optimizer):
     v, beta_2 = memory, optimizer["beta_2"]
     v *= beta_2
     v += (1 - beta_2) * grads**2
-    params -= optimizer["learning_rate"] * grads / (np.sqrt(v) + optimizer["epsilon"])
+    params -= (
+        optimizer["learning_rate"]
+        * grads
+        / (np.sqrt(v) + positive(optimizer["epsilon"], params.dtype))
+    )
 
 
 UPDATES = {
@@ -263,7 +272,9 @@ class ReferenceExecutor:
         self.alpha = alpha
         self.batch_size = batch_size
         self.dropout_key = dropout_key
-        self.min_rows = 2 if len(network.batch_norm_indices) else 1
+        unknown = set(network.table["kind"]) - set(LayerKind)
+        if unknown:
+            raise ValueError(f"The reference executor does not know layers of kind {unknown}.")
 
     def __enter__(self):
         return self
@@ -342,6 +353,8 @@ class ReferenceExecutor:
 
     def _penalty(self):
         """Return alpha / 2 times the sum of squared weights."""
+        if self.alpha == 0:
+            return 0.0
         penalized = (t.view(self.network.params) for t in self.network.tensors if t.penalized)
         return (
             0.5 * self.alpha * sum(float(np.sum(np.square(w, dtype=np.float64))) for w in penalized)
@@ -363,7 +376,7 @@ class ReferenceExecutor:
         Returns the loss summed over its rows, how many were decided right, and the next position.
         """
         grads = self.network.new_vector()
-        batch = next(batch_slices(len(rows) - start, self.batch_size, self.min_rows))
+        batch = next(batch_slices(len(rows) - start, self.batch_size, self.network.min_rows))
         batch = rows[start : start + batch.stop]
         step = int(optimizer["t"][0])
         loss, n_correct, saved = self._loss_and_gradient(X, targets, batch, grads, step)

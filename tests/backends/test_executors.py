@@ -42,22 +42,20 @@ F64, F32 = np.float64, np.float32
 JUDGE = "reference"
 
 
-# What is above a table's own float32 tolerance, and why. Two rows: gradients through batch norm are
-# differences that vanish but for epsilon. One feature and three units: four steps of training
-# stretch a rounding error a thousand times, in float64 as well (4e-13).
-LOOSER = {
-    ("gradient", "before-identity-9-(50, 3, 64)-2x2"): 1e-4,
-    ("training", "after-relu-1-(50, 3, 64)-10x64"): 4e-4,
-}
+# What is above a table's own float32 tolerance, and why. One feature and three units: four steps of
+# training stretch a rounding error a thousand times, in float64 as well (4e-13 and 8e-5 were seen).
+LOOSER = {("training", "after-relu-1-(50, 3, 64)-10x64"): 2e-4}
 
 
 def close(found, expected, dtype, kind, case=None):
     """Within the tolerance of a table, relative to the scale of each tensor."""
     float32, float64, floor = {
         "layer": (3e-6, 2e-14, 1.0),  # inputs are of order 1, their sums may cancel
-        "gradient": (2e-5, 1e-12, 1e-3),
+        # Seen: 3e-5 for two rows, whose gradients through batch norm cancel but for epsilon, and
+        # 2e-5 for a beta or bias that a later batch norm cancels. All others are within 1e-5.
+        "gradient": (5e-5, 1e-12, 1e-3),
         "inference": (2e-6, 1e-14, 1e-3),
-        "training": (4e-5, 1e-12, 1e-3),
+        "training": (2e-5, 1e-12, 1e-3),
     }[kind]
     rtol = LOOSER.get((kind, case), float32) if dtype is F32 else float64
     assert_close(found, expected, rtol, floor)

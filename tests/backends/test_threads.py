@@ -39,13 +39,24 @@ def infer(dtype):
 
 @needs_openmp
 @each_dtype
-def test_inference_is_the_same_on_any_number_of_threads(dtype):
+def test_inference_is_the_same_on_any_number_of_threads(dtype, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the user's word, above the number of processors
     found = {}
     for limit in (1, 2, 3, 7):
         with threadpool_limits(limit, user_api="openmp"):
             assert n_threads() == openmp_max_threads() == limit
             found[limit] = infer(dtype)
     assert all(found[limit] == found[1] for limit in found)
+
+
+@needs_openmp
+def test_no_more_threads_than_processors_unless_asked(monkeypatch):
+    monkeypatch.setattr("skbn.backends.cpu.threads._n_cpus", lambda: 1)
+    with threadpool_limits(2, user_api="openmp"):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert n_threads() == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert n_threads() == 2
 
 
 @each_dtype

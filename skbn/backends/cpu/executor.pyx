@@ -55,7 +55,7 @@ from skbn.backends.memory import aligned_zeros
 
 cdef enum:
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
-    GROUP = 32  # blocks of rows that one call takes
+    GROUP = 32  # blocks of rows that one call takes at most
     # A parallel region pays from about 100 us of work; a core does some 10 multiplications a nanosecond.
     PARALLEL_WORK = 1_000_000
 
@@ -414,6 +414,7 @@ cdef void* address(object array, char kind, Py_ssize_t size, bint writable) exce
     PyObject_GetBuffer(array, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
     cdef bint fits = (
         buffer.format[0] == kind and buffer.len >= size * buffer.itemsize
+        and (kind != b"T" or buffer.itemsize == sizeof(OptimizerRecord))
         and <size_t> buffer.buf % min(buffer.itemsize, <Py_ssize_t> 8) == 0
     )
     PyBuffer_Release(&buffer)  # the caller holds the array
@@ -493,13 +494,15 @@ cdef class CPUExecutor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
         for index in range(layers.shape[0]):
+            if layers[index].kind not in (SKBN_DENSE, SKBN_BATCH_NORM, SKBN_DROPOUT):
+                raise ValueError(f"The CPU executor does not know layers of kind {layers[index].kind}.")
             if layers[index].virtual_batch_size < 0:
                 raise ValueError(f"Virtual batches of {layers[index].virtual_batch_size} rows are not possible.")
         plan.layers = &layers[0]
         plan.n_layers = layers.shape[0]
         plan.n_params = network.n_params
         plan.batch_size = batch_size
-        plan.min_rows = 2 if network.saved_size else 1
+        plan.min_rows = network.min_rows
         plan.capacity = batch_size + plan.min_rows - 1
         plan.n_virtual = 1
         plan.input_stride = layers[0].in_stride
@@ -606,6 +609,11 @@ cdef class CPUExecutor:
             restore_mode(mode)
         return loss / n_rows
 
+    cdef Py_ssize_t blocks_per_call(self):
+        """Blocks of rows that one call may take: it ends within about SECONDS_PER_CALL."""
+        cdef double seconds_per_block = 2.0 * EVAL_ROWS * (self.plan.n_params + self.plan.row_size) / 1e10
+        return max(1, min(<Py_ssize_t> GROUP, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
+
     cdef int threads_for(self, Py_ssize_t n_rows):
         """One thread where a parallel region would cost more than it saves."""
         n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
@@ -635,8 +643,8 @@ cdef class CPUExecutor:
             n_correct = <Py_ssize_t*> address(counts, INTP, 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
         work = address(buffers, self.kind, 0, True)
-        for first in range(0, n_blocks, GROUP):  # a call a group: Ctrl-C works between them
-            stop = min(first + GROUP, n_blocks)
+        for first in range(0, n_blocks, self.blocks_per_call()):  # Ctrl-C works between calls
+            stop = min(first + self.blocks_per_call(), n_blocks)
             with nogil:
                 if self.is_double:
                     predict_blocks(
@@ -667,7 +675,7 @@ cdef class CPUExecutor:
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride
+        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call()
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef int threads = self.threads_for(n_rows), layer
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
@@ -701,8 +709,8 @@ cdef class CPUExecutor:
                     &source, index, n_rows, 0, layer,
                 )
             totals[2 * stride : 3 * stride] = parts[:stride]
-            for seen in range(0, n_rows, GROUP * EVAL_ROWS):  # a call a group: Ctrl-C works between them
-                size = min(<Py_ssize_t> (GROUP * EVAL_ROWS), n_rows - seen)
+            for seen in range(0, n_rows, rows_per_call):  # Ctrl-C works between calls
+                size = min(rows_per_call, n_rows - seen)
                 with nogil:
                     if self.is_double:
                         group_moments(

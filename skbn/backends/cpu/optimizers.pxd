@@ -5,6 +5,7 @@
 """
 
 from cython cimport floating
+from libc.float cimport DBL_MIN, FLT_MIN
 from libc.math cimport pow, sqrt, sqrtf
 from libc.stdint cimport int64_t
 
@@ -75,6 +76,8 @@ cdef inline void optimizer_update(
 ) noexcept nogil:
     """Count one update and do it."""
     cdef double rate = optimizer.learning_rate
+    # An epsilon that underflows would make 0 / 0 of pads and dead units.
+    cdef double epsilon = max(optimizer.epsilon, <double> FLT_MIN if floating is float else DBL_MIN)
     optimizer.t += 1
     if optimizer.kind == SKBN_SGD:
         sgd_update(
@@ -85,10 +88,10 @@ cdef inline void optimizer_update(
         rate *= sqrt(1 - pow(optimizer.beta_2, optimizer.t)) / (1 - pow(optimizer.beta_1, optimizer.t))
         adam_update(
             params, memory, memory + size, grads, size, <floating> rate,
-            optimizer.beta_1, optimizer.beta_2, <floating> optimizer.epsilon,
+            optimizer.beta_1, optimizer.beta_2, <floating> epsilon,
         )
     else:
         rmsprop_update(
             params, memory, grads, size,
-            <floating> rate, optimizer.beta_2, <floating> optimizer.epsilon,
+            <floating> rate, optimizer.beta_2, <floating> epsilon,
         )

@@ -10,7 +10,9 @@ leave restores it.
 
 import os
 import threading
+from functools import cache
 
+from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
 from skbn.backends.cpu.processor import openmp_max_threads
@@ -21,12 +23,26 @@ _forked = False
 def _after_fork():
     global _forked, _guard
     _forked = True  # OpenMP's threads did not survive; asking for them would hang
+    _guard.leave_for_good()  # whoever held it did not survive either
     _guard = SingleThreadedBlas()
 
 
+@cache
+def _n_cpus():
+    """Return the processors this process may use, a container's quota respected."""
+    return cpu_count()
+
+
 def n_threads():
-    """Return the number of threads for a region: what OpenMP allows, one in a forked child."""
-    return 1 if _forked else openmp_max_threads()
+    """Return the number of threads for a region: what OpenMP allows, one in a forked child.
+
+    Without a word from the user (OMP_NUM_THREADS) OpenMP counts the processors of the machine, not
+    those that this process may use.
+    """
+    if _forked:
+        return 1
+    limit = openmp_max_threads()
+    return limit if "OMP_NUM_THREADS" in os.environ else min(limit, _n_cpus())
 
 
 class SingleThreadedBlas:
@@ -54,6 +70,11 @@ class SingleThreadedBlas:
                 self._take_control()
                 self._limiter.restore_original_limits()
                 self._take_control()
+
+    def leave_for_good(self):
+        """Restore the limits whatever the count: the holders are in another process."""
+        if self._depth > 0:
+            self._limiter.restore_original_limits()
 
     def _take_control(self):
         """Let this thread set the limit: threadpoolctl 3.8 heeds only the first thread that did."""
