@@ -270,28 +270,29 @@ class _BaseMLPBN(BaseEstimator):
             batch_size=self._batch_size(len(data.rows)),
             dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
         )
-        completed = train(
-            network,
-            executor,
-            self._loss,
-            optimizer,
-            history,
-            data,
-            validation,
-            max_iter=self.max_iter,
-            shuffle=self.shuffle,
-            random_state=random_state,
-            early_stopping=self.early_stopping,
-            tol=self.tol,
-            n_iter_no_change=self.n_iter_no_change,
-            verbose=self.verbose,
-            incremental=incremental,
-        )
-        wants_population = self.bn_statistics == "population" and network.batch_norm_indices
-        if wants_population and completed and not incremental:
-            self._measure_population(executor, network, X, np.sort(data.rows))
-            if network.first_non_finite_layer() is not None:
-                raise diverged(network, history.n_iter)
+        with executor:  # one guard over both
+            completed = train(
+                network,
+                executor,
+                self._loss,
+                optimizer,
+                history,
+                data,
+                validation,
+                max_iter=self.max_iter,
+                shuffle=self.shuffle,
+                random_state=random_state,
+                early_stopping=self.early_stopping,
+                tol=self.tol,
+                n_iter_no_change=self.n_iter_no_change,
+                verbose=self.verbose,
+                incremental=incremental,
+            )
+            wants_population = self.bn_statistics == "population" and network.batch_norm_indices
+            if wants_population and completed and not incremental:
+                self._measure_population(executor, network, X, np.sort(data.rows))
+                if network.first_non_finite_layer() is not None:
+                    raise diverged(network, history.n_iter)
         self._publish(network, optimizer, history)
         return self
 
@@ -723,6 +724,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         """Return labels as one column, or say why they are none."""
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.ndim == 1 and y.dtype.kind in "biuU":
+            return y  # integers and strings always are classes; asking takes 80 us
         check_classification_targets(y)
         if y.ndim != 1:
             if type_of_target(y).startswith("multilabel"):

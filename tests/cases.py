@@ -387,9 +387,9 @@ def train_epochs(executor, data, rule, n_epochs):
 
 
 @cache
-def observe_training(executor, case, dtype, solver, n_batches=2, n_epochs=2):
-    """Parameters, optimizer memory and moving statistics after two epochs of small batches."""
-    it = Observed(executor, case, dtype, max(case.n_rows // n_batches, 1))
+def observe_training(executor, case, dtype, solver):
+    """Parameters, optimizer memory and moving statistics after two epochs of a large and a small batch."""
+    it = Observed(executor, case, dtype, max(2 * case.n_rows // 3, 1))
     rule = optimizer(it.network, solver)
     rule.memory, memory_walls = walled(rule.memory)
     it.walls += memory_walls
@@ -401,7 +401,7 @@ def observe_training(executor, case, dtype, solver, n_batches=2, n_epochs=2):
         if is_frozen(it.network, tensor)
     }
     with it.executor:
-        seen = train_epochs(it.executor, (it.X, it.targets, it.rows), rule, n_epochs)
+        seen = train_epochs(it.executor, (it.X, it.targets, it.rows), rule, 2)
     it.check()
     found = tensors(it.network, it.network.params)
     for name, view in frozen.items():
