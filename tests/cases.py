@@ -388,7 +388,7 @@ def train_epochs(executor, data, rule, n_epochs):
 
 @cache
 def observe_training(executor, case, dtype, solver):
-    """Parameters, optimizer memory and moving statistics after two epochs of a large and a small batch."""
+    """Parameters, memory and moving statistics after two epochs of a large and a small batch."""
     it = Observed(executor, case, dtype, max(2 * case.n_rows // 3, 1))
     rule = optimizer(it.network, solver)
     rule.memory, memory_walls = walled(rule.memory)

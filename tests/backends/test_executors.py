@@ -44,7 +44,11 @@ JUDGE = "reference"
 
 # What is above a table's own float32 tolerance, and why. One feature and three units: four steps of
 # training stretch a rounding error a thousand times, in float64 as well (4e-13 and 8e-5 were seen).
-LOOSER = {("training", "after-relu-1-(50, 3, 64)-10x64"): 2e-4}
+# Two rows: with fused multiply-adds a beta whose gradient cancels was seen at 6e-5.
+LOOSER = {
+    ("training", "after-relu-1-(50, 3, 64)-10x64"): 2e-4,
+    ("gradient", "before-identity-9-(50, 3, 64)-2x2"): 1e-4,
+}
 
 
 def close(found, expected, dtype, kind, case=None):

@@ -27,6 +27,7 @@ from skbn.backends.cpu.lines cimport (
     count_lines,
     double_line,
     float_line,
+    fma_line,
     line,
     relu_line,
     splat_double,
@@ -74,14 +75,14 @@ cdef inline void sums_of_deviations(
         for i in range(0, n_rows - 1, 2):
             deviation = widen(x + i * stride + j) - centre
             even = even + deviation
-            even_squares = even_squares + deviation * deviation
+            even_squares = fma_line(deviation, deviation, even_squares)
             deviation = widen(x + (i + 1) * stride + j) - centre
             odd = odd + deviation
-            odd_squares = odd_squares + deviation * deviation
+            odd_squares = fma_line(deviation, deviation, odd_squares)
         if n_rows % 2:
             deviation = widen(x + (n_rows - 1) * stride + j) - centre
             even = even + deviation
-            even_squares = even_squares + deviation * deviation
+            even_squares = fma_line(deviation, deviation, even_squares)
         (<double_line*> (sums + j))[0] = even + odd
         (<double_line*> (squares + j))[0] = even_squares + odd_squares
 
@@ -101,10 +102,10 @@ cdef inline void normalize(
         b = shift[k]
         if rectify:
             for i in range(n_rows):
-                y[i * stride + k] = relu_line(((x[i * stride + k] - h) - lo) * a + b)
+                y[i * stride + k] = relu_line(fma_line((x[i * stride + k] - h) - lo, a, b))
         else:
             for i in range(n_rows):
-                y[i * stride + k] = ((x[i * stride + k] - h) - lo) * a + b
+                y[i * stride + k] = fma_line((x[i * stride + k] - h) - lo, a, b)
 
 
 cdef inline void gradient_sums(
@@ -126,14 +127,14 @@ cdef inline void gradient_sums(
         for i in range(0, n_rows - 1, 2):
             gradient = dz[i * stride + k]
             even = even + gradient
-            even_xhat = even_xhat + gradient * (((x[i * stride + k] - h) - lo) * a)
+            even_xhat = fma_line(gradient, ((x[i * stride + k] - h) - lo) * a, even_xhat)
             gradient = dz[(i + 1) * stride + k]
             odd = odd + gradient
-            odd_xhat = odd_xhat + gradient * (((x[(i + 1) * stride + k] - h) - lo) * a)
+            odd_xhat = fma_line(gradient, ((x[(i + 1) * stride + k] - h) - lo) * a, odd_xhat)
         if n_rows % 2:
             gradient = dz[(n_rows - 1) * stride + k]
             even = even + gradient
-            even_xhat = even_xhat + gradient * (((x[(n_rows - 1) * stride + k] - h) - lo) * a)
+            even_xhat = fma_line(gradient, ((x[(n_rows - 1) * stride + k] - h) - lo) * a, even_xhat)
         total[k] = even + odd
         total_xhat[k] = even_xhat + odd_xhat
 
@@ -154,7 +155,7 @@ cdef inline void input_gradient(
         m = mean_dz[k]
         s = slope[k]
         for i in range(n_rows):
-            dx[i * stride + k] = a * ((dz[i * stride + k] - m) - ((x[i * stride + k] - h) - lo) * s)
+            dx[i * stride + k] = a * fma_line(lo - (x[i * stride + k] - h), s, dz[i * stride + k] - m)
 
 
 # Batch norm of one block of rows, tile by tile.

@@ -12,6 +12,7 @@ from skbn.backends.cpu.lines cimport (
     count_lines,
     double_line,
     float_line,
+    fma_line,
     line,
     mask_line,
     relu_line,
@@ -48,7 +49,8 @@ cdef inline void forward_few(
             last = rectify and j + 2 >= n_in
             for i in range(n_rows):
                 z = start if j == 0 else y[i * n_lines + k]
-                z = (z + splat_item(x + i * in_lines, j) * first) + splat_item(x + i * in_lines, j + 1) * second
+                z = fma_line(splat_item(x + i * in_lines, j), first, z)
+                z = fma_line(splat_item(x + i * in_lines, j + 1), second, z)
                 y[i * n_lines + k] = relu_line(z) if last else z
 
 
@@ -76,8 +78,8 @@ cdef inline void backward_few(
                     dy[i * n_lines + k] = gradient
                 row = x + i * in_lines
                 total = total + gradient
-                sum0 = sum0 + splat_item(row, j) * gradient
-                sum1 = sum1 + splat_item(row, j + 1) * gradient
+                sum0 = fma_line(splat_item(row, j), gradient, sum0)
+                sum1 = fma_line(splat_item(row, j + 1), gradient, sum1)
             dweight[j * n_lines + k] = sum0
             if j + 1 < n_in:
                 dweight[(j + 1) * n_lines + k] = sum1

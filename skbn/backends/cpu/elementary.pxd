@@ -7,7 +7,7 @@ Polynomials and rational functions: S. L. Moshier, Cephes mathematical library, 
 """
 
 from cython cimport floating
-from libc.math cimport fabs, fabsf
+from libc.math cimport fabs, fabsf, sqrt, sqrtf
 
 cdef extern from *:
     """
@@ -34,6 +34,22 @@ cdef extern from *:
     """
     double exp2_integral_double "skbn_exp2_double"(double k) noexcept nogil
     float exp2_integral_float "skbn_exp2_float"(float k) noexcept nogil
+
+
+cdef inline floating magnitude(floating x) noexcept nogil:
+    """|x|. A conditional expression over the two would be double for both."""
+    if floating is float:
+        return fabsf(x)
+    else:
+        return fabs(x)
+
+
+cdef inline floating root(floating x) noexcept nogil:
+    """sqrt(x)."""
+    if floating is float:
+        return sqrtf(x)
+    else:
+        return sqrt(x)
 
 
 cdef inline floating exponential(floating x) noexcept nogil:
@@ -68,8 +84,7 @@ cdef inline floating exponential(floating x) noexcept nogil:
 
 cdef inline floating logistic(floating x) noexcept nogil:
     """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
-    cdef floating magnitude = fabsf(x) if floating is float else fabs(x)
-    cdef floating e = exponential(-magnitude)
+    cdef floating e = exponential(-magnitude(x))
     cdef floating small = e / (1 + e)
     cdef floating large = 1 / (1 + e)
     return small if x < 0 else large
@@ -77,10 +92,9 @@ cdef inline floating logistic(floating x) noexcept nogil:
 
 cdef inline floating hyperbolic_tangent(floating x) noexcept nogil:
     """tanh(x): a rational function near 0, else from exp(2 |x|)."""
-    cdef floating magnitude, z, near, far, e
+    cdef floating z, near, far, e
     z = x * x
     if floating is float:
-        magnitude = fabsf(x)
         near = <float> -5.70498872745e-3
         near = near * z + <float> 2.06390887954e-2
         near = near * z + <float> -5.37397155531e-2
@@ -88,11 +102,10 @@ cdef inline floating hyperbolic_tangent(floating x) noexcept nogil:
         near = near * z + <float> -3.33332819422e-1
         near = near * z * x + x
     else:
-        magnitude = fabs(x)
         near = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
         near = near / (((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3)
         near = near * z * x + x
-    e = exponential(-2 * magnitude)
+    e = exponential(-2 * magnitude(x))
     far = (1 - e) / (1 + e)
     far = -far if x < 0 else far
-    return near if magnitude < <floating> 0.625 else far
+    return near if magnitude(x) < <floating> 0.625 else far

@@ -49,8 +49,8 @@ enum { SKBN_SMALL_FACTOR = 32 * 1024 };
 enum { SKBN_SMALL_FACTOR = 0 };
 #endif
 
-/* a * b + c, in one rounding where the processor can. -ffp-contract=off leaves this choice to us: it is made once for
- * all matrix products of a build, so bits do not depend on the compiler's mood. */
+/* a * b + c, in one rounding where the processor can. -ffp-contract=off leaves the choice to us, so that bits do not
+ * depend on what a compiler chooses to fuse. */
 #if defined(__AVX512F__)
 static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) {
     return (float_line) _mm512_fmadd_ps((__m512) a, (__m512) b, (__m512) c);

@@ -6,9 +6,9 @@ The reduction is decided in skbn/_losses.py, and so is the bound on what a row c
 """
 
 from cython cimport floating
-from libc.math cimport fabs, fabsf, log
+from libc.math cimport log
 
-from skbn.backends.cpu.elementary cimport exponential
+from skbn.backends.cpu.elementary cimport exponential, magnitude
 
 cdef enum:
     ROWS = 256  # rows that share one logarithm: a product of at most 2**256
@@ -48,7 +48,7 @@ cdef inline double binary_log_loss(
         correct = 0
         for i in range(block):
             z = raw[start + i]
-            e[i] = exponential(-(fabsf(z) if floating is float else fabs(z)))
+            e[i] = exponential(-magnitude(z))
             # NaN arrives by way of z * y. At the bound, log(1 + e) is less than epsilon.
             linear[i] = bounded((z if z > 0 else 0) - z * y[i], raw)
             correct += (z > 0) == (y[i] > 0)

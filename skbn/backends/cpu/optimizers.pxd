@@ -6,9 +6,10 @@
 
 from cython cimport floating
 from libc.float cimport DBL_MIN, FLT_MIN
-from libc.math cimport pow, sqrt, sqrtf
+from libc.math cimport pow, sqrt
 from libc.stdint cimport int64_t
 
+from skbn.backends.cpu.elementary cimport root
 from skbn.backends.records cimport SKBN_ADAM, SKBN_SGD, OptimizerRecord
 
 
@@ -48,7 +49,7 @@ cdef inline void adam_update(
         v = keep_2 * second[k] + rest_2 * (grads[k] * grads[k])
         first[k] = m
         second[k] = v
-        params[k] = params[k] - rate * m / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
+        params[k] = params[k] - rate * m / (root(v) + epsilon)
 
 
 cdef inline void rmsprop_update(
@@ -62,7 +63,7 @@ cdef inline void rmsprop_update(
     for k in range(size):
         v = keep_2 * second[k] + rest_2 * (grads[k] * grads[k])
         second[k] = v
-        params[k] = params[k] - rate * grads[k] / ((sqrtf(v) if floating is float else sqrt(v)) + epsilon)
+        params[k] = params[k] - rate * grads[k] / (root(v) + epsilon)
 
 
 cdef inline Py_ssize_t optimizer_vectors(int64_t kind) noexcept nogil:

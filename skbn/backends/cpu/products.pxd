@@ -117,7 +117,7 @@ cdef inline line products(const line* x, const line* y, Py_ssize_t n_lines) noex
     cdef Py_ssize_t k
     cdef line total = x[0] * y[0]
     for k in range(1, n_lines):
-        total = total + x[k] * y[k]
+        total = fma_line(x[k], y[k], total)
     return total
 
 
@@ -146,10 +146,10 @@ cdef inline void multiply_transposed_one(
         even = x[k] - x[k]
         odd = even
         for i in range(0, n_rows - 1, 2):
-            even = even + x[i * n_lines + k] * splat_item(dz, i)
-            odd = odd + x[(i + 1) * n_lines + k] * splat_item(dz, i + 1)
+            even = fma_line(x[i * n_lines + k], splat_item(dz, i), even)
+            odd = fma_line(x[(i + 1) * n_lines + k], splat_item(dz, i + 1), odd)
         if n_rows % 2:
-            even = even + x[(n_rows - 1) * n_lines + k] * splat_item(dz, n_rows - 1)
+            even = fma_line(x[(n_rows - 1) * n_lines + k], splat_item(dz, n_rows - 1), even)
         dweight[k] = even + odd
 
 
