@@ -190,6 +190,7 @@ EXECUTOR = "skbn/backends/cpu/executor.pyx"
 setup(
     cmdclass={"build_ext": BuildExtensions},
     ext_modules=[
+        extension("skbn._shuffle", "skbn/_shuffle.pyx", "baseline"),
         extension("skbn.backends.records", "skbn/backends/records.pyx", "baseline"),
         extension("skbn.backends.cpu.processor", "skbn/backends/cpu/processor.pyx", "baseline"),
         extension("skbn.backends.cpu._executor_baseline", EXECUTOR, "baseline"),

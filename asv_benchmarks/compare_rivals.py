@@ -421,12 +421,10 @@ def enter(variants):
     seen, notes = {}, []
     for name, turn in variants.items():
         first, _ = turn(0, 1)
-        start = time.perf_counter()
-        later = min(turn(0, 1)[0] for _ in range(n_trials))
-        seen[name] = (later, (time.perf_counter() - start) / n_trials)
+        seen[name] = later = min(turn(0, 1)[0] for _ in range(n_trials))
         notes.append(f"{name} {milliseconds(later)} ms (the first time {milliseconds(first)})")
-    fastest = min(seen.keys() - ASIDE, key=lambda name: seen[name][0])
-    return Side(variants[fastest], math.ceil(MIN_TURN / seen[fastest][1]), notes)
+    fastest = min(seen.keys() - ASIDE, key=seen.get)
+    return Side(variants[fastest], math.ceil(MIN_TURN / seen[fastest]), notes)
 
 
 def summary(samples):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from skbn._shuffle import shuffle as shuffle_rows
 from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind
 
 SOLVERS = {"sgd": OptimizerKind.SGD, "adam": OptimizerKind.ADAM, "rmsprop": OptimizerKind.RMSPROP}
@@ -258,7 +259,7 @@ def train(
             for _ in range(max_iter):
                 if shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
-                    random_state.shuffle(data.rows)
+                    shuffle_rows(data.rows, random_state)
                 loss, n_correct = _run_epoch(executor, optimizer, data)
                 history.n_iter += 1
                 history.n_samples_seen += len(data.rows)

@@ -121,6 +121,7 @@ PARTS = {
     "skbn._losses": "network",
     "skbn._network": "network",
     "skbn._random": "network",
+    "skbn._shuffle": "network",
     "skbn._training": "training",
     "skbn._sklearn_compat": "scikit-learn's private names",
     "skbn.": "estimators",

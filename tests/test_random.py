@@ -12,6 +12,7 @@ from sklearn.neural_network import MLPClassifier
 
 from skbn._layers import Dropout
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights
+from skbn._shuffle import shuffle
 from skbn.backends.reference import dropout_mask, philox4x32
 
 # Rule: (uniform within sqrt(a / (b fan_in + c fan_out)) | normal with variance of the same form).
@@ -194,3 +195,25 @@ def test_dropout_rate(rate, seed):
     assert abs((mask == 0).mean() - rate) < 5 * deviation
     assert abs(mask.mean() - 1) < 5 * deviation / (1 - rate)
     assert np.abs((mask == 0).mean(axis=0) - rate).max() < 6 * np.sqrt(rate * (1 - rate) / 1000)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 64, 65, 500, 70_000])
+@pytest.mark.parametrize("bits", [np.random.MT19937, np.random.PCG64])
+def test_shuffle_is_that_of_random_state(n_rows, bits, seed):
+    ours, numpys = (np.random.RandomState(bits(seed)) for _ in range(2))
+    found, expected = np.arange(n_rows), np.arange(n_rows)
+    for _ in range(3):
+        shuffle(found, ours)
+        numpys.shuffle(expected)
+    assert_array_equal(found, expected)
+    assert ours.random_sample() == numpys.random_sample()  # both have drawn the same
+
+
+def test_shuffle_by_something_that_only_shuffles():
+    class Reverse:
+        def shuffle(self, rows):
+            rows[:] = rows[::-1].copy()
+
+    rows = np.arange(5)
+    shuffle(rows, Reverse())
+    assert_array_equal(rows, [4, 3, 2, 1, 0])

@@ -11,7 +11,7 @@ def aligned_zeros(size, dtype):
     dtype = np.dtype(dtype)
     n_bytes = size * dtype.itemsize
     raw = np.zeros(n_bytes + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + n_bytes].view(dtype)
 
 

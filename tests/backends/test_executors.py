@@ -55,9 +55,9 @@ def close(found, expected, dtype, kind, case=None):
     """Within the tolerance of a table, relative to the scale of each tensor."""
     float32, float64, floor = {
         "layer": (3e-6, 2e-14, 1.0),  # inputs are of order 1, their sums may cancel
-        # Seen: 3e-5 for two rows, whose gradients through batch norm cancel but for epsilon, and
-        # 2e-5 for a beta or bias that a later batch norm cancels. All others are within 1e-5.
-        "gradient": (5e-5, 1e-12, 1e-3),
+        # A shift that a later batch norm cancels has a gradient of rounding noise, 6e-8 in float32
+        # where two rows share statistics ("before-identity-9-(50, 3, 64)-2x2").
+        "gradient": (2e-5, 1e-12, 1e-2),
         "inference": (2e-6, 1e-14, 1e-3),
         "training": (2e-5, 1e-12, 1e-3),
     }[kind]

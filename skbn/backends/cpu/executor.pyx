@@ -106,15 +106,17 @@ cdef void gather(
     const Rows* source, const Py_ssize_t* rows, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t stride,
 ) noexcept nogil:
     """Copy rows[first : first + n_rows] of the source (NULL: its rows in order)."""
-    cdef Py_ssize_t i, j
-    cdef const floating* row
-    for i in range(n_rows):
-        row = <const floating*> source.data + (rows[first + i] if rows != NULL else first + i) * source.row_stride
-        if source.column_stride == 1 and source.n_columns >= 16:  # a call pays for a cache line or more
-            memcpy(x + i * stride, row, source.n_columns * sizeof(floating))
-        else:
-            for j in range(source.n_columns):
-                x[i * stride + j] = row[j * source.column_stride]
+    cdef Py_ssize_t i, j, row
+    cdef const floating* data = <const floating*> source.data
+    if source.column_stride == 1 and source.n_columns >= 16:  # a call pays for a cache line or more
+        for i in range(n_rows):
+            row = rows[first + i] if rows != NULL else first + i
+            memcpy(x + i * stride, data + row * source.row_stride, source.n_columns * sizeof(floating))
+    else:
+        for j in range(source.n_columns):
+            for i in range(n_rows):
+                row = rows[first + i] if rows != NULL else first + i
+                x[i * stride + j] = data[row * source.row_stride + j * source.column_stride]
 
 
 cdef void forward(

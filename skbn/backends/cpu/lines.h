@@ -30,9 +30,25 @@ typedef float float_half SKBN_LINE(SKBN_LINE_BYTES / 2, 4);
 typedef int32_t float_mask SKBN_LINE(SKBN_LINE_BYTES, 4);
 typedef int64_t double_mask SKBN_LINE(SKBN_LINE_BYTES, 8);
 
-/* 0 where z < 0, else z: NaN passes. */
+/* 0 where z < 0, else z. NaN passes: x86's maximum returns its second operand where one is NaN. */
+#if defined(__AVX512F__)
+static inline float_line skbn_relu_float(float_line z) {
+    return (float_line) _mm512_max_ps(_mm512_setzero_ps(), (__m512) z);
+}
+static inline double_line skbn_relu_double(double_line z) {
+    return (double_line) _mm512_max_pd(_mm512_setzero_pd(), (__m512d) z);
+}
+#elif defined(__AVX__)
+static inline float_line skbn_relu_float(float_line z) {
+    return (float_line) _mm256_max_ps(_mm256_setzero_ps(), (__m256) z);
+}
+static inline double_line skbn_relu_double(double_line z) {
+    return (double_line) _mm256_max_pd(_mm256_setzero_pd(), (__m256d) z);
+}
+#else
 static inline float_line skbn_relu_float(float_line z) { return (float_line)(~(z < 0) & (float_mask) z); }
 static inline double_line skbn_relu_double(double_line z) { return (double_line)(~(z < 0) & (double_mask) z); }
+#endif
 /* dy where y > 0, else 0. */
 static inline float_line skbn_mask_float(float_line dy, float_line y) { return (float_line)((y > 0) & (float_mask) dy); }
 static inline double_line skbn_mask_double(double_line dy, double_line y) { return (double_line)((y > 0) & (double_mask) dy); }
