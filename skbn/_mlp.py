@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import log_loss
 from skbn._network import Network
-from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights
+from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
     Interval,
     Options,
@@ -39,9 +39,9 @@ PLACEMENTS = ("input", "before", "after")
 
 @cache
 def _constraints(estimator_class):
-    """Return the constraint objects of every parameter of a class."""
+    """Return, for every parameter of a class, the checks of which one must pass."""
     return {
-        name: [make_constraint(constraint) for constraint in alternatives]
+        name: [make_constraint(constraint).is_satisfied_by for constraint in alternatives]
         for name, alternatives in estimator_class._parameter_constraints.items()
     }
 
@@ -116,12 +116,13 @@ class _BaseMLPBN(BaseEstimator):
 
     def _validate_params(self):
         """Validate by scikit-learn's constraints, made once a class instead of once a fit."""
-        constraints = _constraints(type(self))
-        if not all(
-            any(constraint.is_satisfied_by(getattr(self, name)) for constraint in alternatives)
-            for name, alternatives in constraints.items()
-        ):
-            super()._validate_params()  # says which and why
+        for name, checks in _constraints(type(self)).items():
+            value = getattr(self, name)
+            for check in checks:
+                if check(value):
+                    break
+            else:
+                super()._validate_params()  # says which and why
 
     def _hidden_layer_sizes(self):
         sizes = self.hidden_layer_sizes
@@ -230,12 +231,11 @@ class _BaseMLPBN(BaseEstimator):
             )
         return data._replace(rows=rows), data._replace(rows=held_out)
 
-    def _fit(self, X, targets, validation, incremental):
+    def _fit(self, X, targets, validation, random_state, incremental):
         """Train on validated rows and publish the result."""
         n_samples, n_features = X.shape
         layers = self._layers(n_features, self._loss.n_outputs)
         self._check_batch_norm_sizes(n_samples, layers)
-        random_state = check_random_state(self.random_state)
         if self._is_first_fit(incremental):
             network, history = Network(layers, X.dtype), History()
             initialize_weights(network, self.weight_init, self.activation, random_state)
@@ -832,10 +832,10 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         self._refuse_what_is_not_implemented(
             sample_weight=sample_weight, sample_weight_val=sample_weight_val
         )
-        with _unchanged_on_error(self):
+        with _unchanged_on_error(self), seeded(self.random_state) as random_state:
             X, targets = self._validate_training_data(X, y, incremental=False)
             validation = self._validate_validation_data(X_val, y_val, X.dtype)
-            return self._fit(X, targets, validation, incremental=False)
+            return self._fit(X, targets, validation, random_state, incremental=False)
 
     @available_if(lambda self: self.solver != "lbfgs")
     @fit_context(prefer_skip_nested_validation=True)
@@ -871,10 +871,10 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         """
         self._validate_params()  # scikit-learn does so before the first call only
         self._refuse_what_is_not_implemented(sample_weight=sample_weight)
-        with _unchanged_on_error(self):
+        with _unchanged_on_error(self), seeded(self.random_state) as random_state:
             check_partial_fit_first_call(self, classes)
             X, targets = self._validate_training_data(X, y, incremental=True)
-            return self._fit(X, targets, None, incremental=True)
+            return self._fit(X, targets, None, random_state, incremental=True)
 
     def predict(self, X):
         """Predict the class of each row.

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from sklearn.neural_network import MLPClassifier
 
 from skbn._layers import Dropout
-from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights
+from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._shuffle import shuffle
 from skbn.backends.reference import dropout_mask, philox4x32
 
@@ -217,3 +217,19 @@ def test_shuffle_by_something_that_only_shuffles():
     rows = np.arange(5)
     shuffle(rows, Reverse())
     assert_array_equal(rows, [4, 3, 2, 1, 0])
+
+
+def test_seeded_is_check_random_state(seed):
+    with seeded(seed) as first, seeded(seed) as second:
+        assert first is not second
+        expected = np.random.RandomState(seed)
+        assert_array_equal(first.normal(size=3), expected.normal(size=3))
+        assert_array_equal(first.random_sample(3), expected.random_sample(3))
+        assert_array_equal(second.normal(size=3), np.random.RandomState(seed).normal(size=3))
+    with seeded(seed) as again:  # lent a second time, with half a normal draw left behind
+        assert again in (first, second)
+        assert_array_equal(again.normal(size=3), np.random.RandomState(seed).normal(size=3))
+    with seeded(expected) as given:
+        assert given is expected
+    with pytest.raises(ValueError, match="Seed must be between"), seeded(-1):
+        pass
