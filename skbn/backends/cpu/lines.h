@@ -9,8 +9,13 @@
 #ifndef SKBN_LINES_H
 #define SKBN_LINES_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #if defined(__GNUC__)
 #if defined(__AVX__)
@@ -109,6 +114,30 @@ static inline double_line skbn_widen_float(const float *x) { return *x; }
 #endif
 
 static inline double_line skbn_widen_double(const double *x) { return *(const double_line *) x; }
+
+/* Transpose a block of 4 by 4; strides count numbers. */
+static inline void skbn_transpose_float(
+    float *out, ptrdiff_t out_stride, const float *x, ptrdiff_t stride
+) {
+#if defined(__SSE2__)
+    __m128 row0 = _mm_loadu_ps(x), row1 = _mm_loadu_ps(x + stride);
+    __m128 row2 = _mm_loadu_ps(x + 2 * stride), row3 = _mm_loadu_ps(x + 3 * stride);
+    _MM_TRANSPOSE4_PS(row0, row1, row2, row3);
+    _mm_storeu_ps(out, row0);
+    _mm_storeu_ps(out + out_stride, row1);
+    _mm_storeu_ps(out + 2 * out_stride, row2);
+    _mm_storeu_ps(out + 3 * out_stride, row3);
+#else
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) out[j * out_stride + i] = x[i * stride + j];
+#endif
+}
+static inline void skbn_transpose_double(
+    double *out, ptrdiff_t out_stride, const double *x, ptrdiff_t stride
+) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) out[j * out_stride + i] = x[i * stride + j];
+}
 
 /* Sum of the lanes, by halves. */
 static inline float skbn_sum_float(float_line line) {

@@ -20,6 +20,12 @@ cdef extern from "cpu/lines.h" nogil:
     double_line splat_double "skbn_splat_double"(double value) noexcept
     double_line widen_float "skbn_widen_float"(const float* x) noexcept
     double_line widen_double "skbn_widen_double"(const double* x) noexcept
+    void transpose_float "skbn_transpose_float"(
+        float* out, Py_ssize_t out_stride, const float* x, Py_ssize_t stride
+    ) noexcept
+    void transpose_double "skbn_transpose_double"(
+        double* out, Py_ssize_t out_stride, const double* x, Py_ssize_t stride
+    ) noexcept
     float sum_float "skbn_sum_float"(float_line x) noexcept
     double sum_double "skbn_sum_double"(double_line x) noexcept
 

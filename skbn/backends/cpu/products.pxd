@@ -19,6 +19,8 @@ from skbn.backends.cpu.lines cimport (
     splat_item,
     sum_double,
     sum_float,
+    transpose_double,
+    transpose_float,
 )
 cdef extern from "cpu/lines.h" nogil:
     enum:
@@ -218,22 +220,17 @@ cdef inline void transpose(
     const floating* weight,     # IN  (n_in, n_out) by out_stride
     Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t in_stride, Py_ssize_t out_stride,
 ) noexcept nogil:
-    """Transpose, four columns at a time: each cache line is read once and written once."""
-    cdef Py_ssize_t i, j
-    cdef const floating* source
-    cdef floating* target
-    for j in range(0, n_out - 3, 4):
-        target = transposed + j * in_stride
-        for i in range(n_in):
-            source = weight + i * out_stride + j
-            target[i] = source[0]
-            target[in_stride + i] = source[1]
-            target[2 * in_stride + i] = source[2]
-            target[3 * in_stride + i] = source[3]
-    for j in range(n_out - n_out % 4, n_out):
-        for i in range(n_in):
-            transposed[j * in_stride + i] = weight[i * out_stride + j]
+    """Transpose by blocks of 4 by 4, then the edges."""
+    cdef Py_ssize_t i, j, whole_in = n_in - n_in % 4, whole_out = n_out - n_out % 4
+    for j in range(0, whole_out, 4):
+        for i in range(0, whole_in, 4):
+            if floating is float:
+                transpose_float(transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride)
+            else:
+                transpose_double(transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride)
     for j in range(n_out):
+        for i in range(whole_in if j < whole_out else 0, n_in):
+            transposed[j * in_stride + i] = weight[i * out_stride + j]
         for i in range(n_in, in_stride):
             transposed[j * in_stride + i] = 0
 
