@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.neural_network import MLPClassifier
+from sklearn.utils.fixes import parse_version
 
 from skbn import MLPClassifierBN
+
+OLD_SKLEARN = parse_version(sklearn.__version__) < parse_version("1.8")
 
 # float32: scikit-learn rounds each product and sum in another order; four epochs of Adam turn
 # that into at most a few 1e-5 on weights of order 1.
@@ -284,6 +288,8 @@ def same_random_state(ours, theirs):
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in (GRID | SPECIAL).items()])
 def test_same_as_sklearn(case, blobs, seed):
+    if case is SPECIAL["early stopping, labels"] and OLD_SKLEARN:
+        pytest.skip("scikit-learn 1.7 looks for NaN in predicted strings and fails")
     X, y = blobs(n_classes=case.n_classes, dtype=case.dtype)
     X = case.convert(X)
     y = y if case.labels is None else np.array(case.labels)[y]
