@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from skbn._shuffle import shuffle as shuffle_rows
+from skbn.backends.memory import aligned_zeros
 from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind
 
 SOLVERS = {"sgd": OptimizerKind.SGD, "adam": OptimizerKind.ADAM, "rmsprop": OptimizerKind.RMSPROP}
@@ -125,7 +126,7 @@ class Optimizer:
         self.learning_rate_init = learning_rate_init
         self.power_t = power_t
         n_vectors = 2 if solver == "adam" else 1
-        self.memory = np.zeros(n_vectors * network.n_params, dtype=network.dtype)
+        self.memory = aligned_zeros(n_vectors * network.n_params, network.dtype)
         self.record = np.zeros(1, dtype=OPTIMIZER_DTYPE)
         self.record[0] = (
             SOLVERS[solver],
@@ -141,7 +142,9 @@ class Optimizer:
     def copy(self):
         """Return an optimizer that can go on without changing this one."""
         twin = object.__new__(Optimizer)
-        twin.__dict__.update(self.__dict__, memory=self.memory.copy(), record=self.record.copy())
+        memory = aligned_zeros(self.memory.size, self.memory.dtype)
+        memory[:] = self.memory
+        twin.__dict__.update(self.__dict__, memory=memory, record=self.record.copy())
         return twin
 
     def end_epoch(self, n_samples_seen):

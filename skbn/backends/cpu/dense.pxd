@@ -19,7 +19,9 @@ from skbn.backends.cpu.lines cimport (
     splat_item,
 )
 from skbn.backends.cpu.products cimport (
+    is_small,
     multiply,
+    multiply_small,
     multiply_transposed_input,
     multiply_transposed_weight,
     whole_lines,
@@ -111,6 +113,13 @@ cdef inline void dense_forward(
                 n_rows, n_in, count_lines(<const double_line*> x, in_stride),
                 count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
             )
+        if activation != SKBN_RELU:
+            activation_forward(y, activation, n_rows, n_out, out_stride)
+        return
+    if is_small(sizeof(floating), n_in, out_stride):
+        multiply_small(
+            y, x, weight, bias, n_rows, n_in, out_stride, in_stride, 1, activation == SKBN_RELU
+        )
         if activation != SKBN_RELU:
             activation_forward(y, activation, n_rows, n_out, out_stride)
         return

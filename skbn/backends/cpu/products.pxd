@@ -16,6 +16,7 @@ from skbn.backends.cpu.lines cimport (
     float_line,
     fma_line,
     line,
+    relu_line,
     splat_item,
     sum_double,
     sum_float,
@@ -31,9 +32,11 @@ cdef inline void multiply_lines(
     line* z,                    # OUT (n_rows, n_lines)
     const line* x,              # IN  (n_rows, n_inner) numbers: (i, k) is number i * row_step + k * step
     const line* y,              # IN  (n_inner, n_lines)
+    const line* bias,           # IN  (n_lines,), added to every row; NULL: nothing
     Py_ssize_t n_rows, Py_ssize_t n_inner, Py_ssize_t n_lines, Py_ssize_t row_step, Py_ssize_t step,
+    bint rectify,
 ) noexcept nogil:
-    """z = x @ y, in tiles of 4 rows and 2 lines: 8 sums in registers, enough to keep two adders busy.
+    """z = x @ y (+ bias, then ReLU), in tiles of 4 rows and 2 lines: 8 sums in registers keep two adders busy.
 
     At the edges rows and lines are repeated: the same sum is computed and stored again.
     """
@@ -75,6 +78,26 @@ cdef inline void multiply_lines(
                 factor = splat_item(x, i3 * row_step + k * step)
                 s30 = fma_line(factor, first, s30)
                 s31 = fma_line(factor, second, s31)
+            if bias != NULL:
+                first = bias[j]
+                second = bias[j1]
+                s00 = s00 + first
+                s01 = s01 + second
+                s10 = s10 + first
+                s11 = s11 + second
+                s20 = s20 + first
+                s21 = s21 + second
+                s30 = s30 + first
+                s31 = s31 + second
+            if rectify:
+                s00 = relu_line(s00)
+                s01 = relu_line(s01)
+                s10 = relu_line(s10)
+                s11 = relu_line(s11)
+                s20 = relu_line(s20)
+                s21 = relu_line(s21)
+                s30 = relu_line(s30)
+                s31 = relu_line(s31)
             z[i * n_lines + j] = s00
             z[i * n_lines + j1] = s01
             z[i1 * n_lines + j] = s10
@@ -89,18 +112,20 @@ cdef inline void multiply_small(
     floating* z,                # OUT (n_rows, stride)
     const floating* x,          # IN  (n_rows, n_inner): (i, k) is number i * row_step + k * step
     const floating* y,          # IN  (n_inner, stride), whole lines
+    const floating* bias,       # IN  (stride,), added to every row; NULL: nothing
     Py_ssize_t n_rows, Py_ssize_t n_inner, Py_ssize_t stride, Py_ssize_t row_step, Py_ssize_t step,
+    bint rectify,
 ) noexcept nogil:
-    """z = x @ y by lines."""
+    """z = x @ y (+ bias, then ReLU) by lines."""
     if floating is float:
         multiply_lines(
-            <float_line*> z, <const float_line*> x, <const float_line*> y, n_rows, n_inner,
-            count_lines(<const float_line*> x, stride), row_step, step,
+            <float_line*> z, <const float_line*> x, <const float_line*> y, <const float_line*> bias,
+            n_rows, n_inner, count_lines(<const float_line*> x, stride), row_step, step, rectify,
         )
     else:
         multiply_lines(
-            <double_line*> z, <const double_line*> x, <const double_line*> y, n_rows, n_inner,
-            count_lines(<const double_line*> x, stride), row_step, step,
+            <double_line*> z, <const double_line*> x, <const double_line*> y, <const double_line*> bias,
+            n_rows, n_inner, count_lines(<const double_line*> x, stride), row_step, step, rectify,
         )
 
 
@@ -178,9 +203,6 @@ cdef inline void multiply(
     """z = x @ weight."""
     cdef Py_ssize_t i, j
     if out_stride > 1:
-        if is_small(sizeof(floating), n_in, out_stride):
-            multiply_small(z, x, weight, n_rows, n_in, out_stride, in_stride, 1)
-            return
         gemm(b"N", b"N", n_out, n_rows, n_in, weight, out_stride, x, in_stride, z, out_stride)
         for i in range(n_rows):
             for j in range(n_out, out_stride):
@@ -210,7 +232,7 @@ cdef inline void multiply_transposed_input(
                 count_lines(<const double_line*> x, in_stride),
             )
     elif is_small(sizeof(floating), n_rows, out_stride):
-        multiply_small(dweight, x, dz, n_in, n_rows, out_stride, 1, in_stride)
+        multiply_small(dweight, x, dz, <const floating*> NULL, n_in, n_rows, out_stride, 1, in_stride, False)
     else:
         gemm(b"N", b"T", n_out, n_in, n_rows, dz, out_stride, x, in_stride, dweight, out_stride)
 
@@ -262,6 +284,8 @@ cdef inline void multiply_transposed_weight(
                 dx[i * in_stride + j] = dot(dz + i * out_stride, weight + j * out_stride, out_stride)
     elif is_small(sizeof(floating), n_out, in_stride):
         transpose(transposed, weight, n_in, n_out, in_stride, out_stride)
-        multiply_small(dx, dz, transposed, n_rows, n_out, in_stride, out_stride, 1)
+        multiply_small(
+            dx, dz, <const floating*> transposed, <const floating*> NULL, n_rows, n_out, in_stride, out_stride, 1, False
+        )
     else:
         gemm(b"T", b"N", n_in, n_rows, n_out, weight, out_stride, dz, out_stride, dx, in_stride)
