@@ -270,7 +270,7 @@ class _BaseMLPBN(BaseEstimator):
             batch_size=self._batch_size(len(data.rows)),
             dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
         )
-        with executor:  # one guard over both
+        with executor:
             completed = train(
                 network,
                 executor,
@@ -299,8 +299,7 @@ class _BaseMLPBN(BaseEstimator):
     def _measure_population(self, executor, network, X, rows):
         """Measure the population statistics; if the user interrupts that, keep the moving ones."""
         try:
-            with executor:
-                executor.update_population_statistics(X, rows)
+            executor.update_population_statistics(X, rows)
         except KeyboardInterrupt:
             network.use_population = False
             warnings.warn("Training interrupted by user.", stacklevel=2)

@@ -578,8 +578,7 @@ def test_interrupt(size, placement, blobs, seed, ctrl_c):
     sent = ctrl_c(0.2)
     with pytest.warns(UserWarning, match="^Training interrupted by user.$"):
         est.fit(X, y)
-    # Takes a tenth of a second when idle; the bound leaves room for a machine that is busy.
-    assert time.perf_counter() - sent[0] < 10
+    assert time.perf_counter() - sent[0] < 0.5
     assert len(est.loss_curve_) == est.n_iter_
     assert np.isfinite(est.predict_proba(X[:10])).all()
     assert_array_equal(est.classes_, [0, 1, 2])

@@ -25,6 +25,6 @@ def get_executor(device):
         return ReferenceExecutor
     if device == "cuda":
         raise NotImplementedError(
-            "device='cuda' is not available in this version of skbn; use device=None or 'cpu'."
+            "device='cuda' is not implemented in this version of skbn; use device=None or 'cpu'."
         )
     raise ValueError(f"device must be None, 'cpu' or 'cuda', got {device!r}.")
