@@ -1,8 +1,8 @@
 """Batch-normalized neural networks as scikit-learn estimators."""
 # SPDX-License-Identifier: BSD-3-Clause
 
-from skbn._mlp import MLPClassifierBN
+from skbn._mlp import MLPClassifierBN, MLPRegressorBN
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["MLPClassifierBN"]
+__all__ = ["MLPClassifierBN", "MLPRegressorBN"]

@@ -1,11 +1,14 @@
 """Losses and their links: the one place where the reduction over rows and outputs is decided.
 
-The loss of a batch is the mean over its rows of the loss summed over outputs; its gradient, which
-executors hand to the optimizer, is the derivative of exactly that. The reported training loss adds
-``alpha / (2 * n_rows) * sum(weights**2)`` as scikit-learn's does. Losses are functions of the raw
-outputs (logits), never of probabilities, so no digit is lost near 0 and 1. One row costs at most
--log(machine epsilon), 36 in float64 and 16 in float32, as in scikit-learn, so that curves and
-stopping are the same on unscaled data; as there, the gradient knows no such bound.
+The loss of a batch is the weighted mean over its rows; its gradient, which executors hand to the
+optimizer, is the derivative of exactly that. Over outputs, losses of errors are averaged (their
+scale does not hang on how many outputs there are), log losses and deviances are summed (they add up
+to the likelihood of a row); so scikit-learn reports them too, but its gradient of the squared error
+is the sum's. The reported training loss adds ``alpha / (2 * total weight) * sum(weights**2)`` as
+scikit-learn's does. Losses are functions of the raw outputs, never of probabilities, so no digit is
+lost near 0 and 1. An entry of a log loss costs at most -log(machine epsilon), 36 in float64 and 16
+in float32, as in scikit-learn, so that curves and stopping are the same on unscaled data; as there,
+the gradient knows no such bound.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -15,16 +18,26 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from skbn.backends.records import LossKind
 
 
-class BinaryLogLoss:
+class _LogLoss:
+    """What losses over classes share: the score is the accuracy."""
+
+    score_name = "accuracy"
+
+    def baseline(self, targets, weights, rows):
+        """Return what ``score`` measures against: the weight of all rows."""
+        return len(rows) if weights is None else weights[rows].sum()
+
+    def score(self, scores, baseline):
+        """Return the share of rows decided right, by weight."""
+        return float(scores[0] / baseline)
+
+
+class BinaryLogLoss(_LogLoss):
     """Log loss of one logit per row; the target is the code of the class, 0 or 1."""
 
     kind = LossKind.BINARY_LOG_LOSS
     out_activation = "logistic"
     n_outputs = 1
-
-    def accuracy(self, n_correct, n_rows):
-        """Return the share of rows on the right side of 0."""
-        return n_correct / n_rows
 
     def decide(self, raw):
         """Return the code of the likelier class."""
@@ -42,7 +55,7 @@ class BinaryLogLoss:
 class ConstantLogLoss(BinaryLogLoss):
     """Log loss where only one class is known: every target is code 0."""
 
-    def accuracy(self, n_correct, n_rows):
+    def score(self, scores, baseline):
         """Return 1: there is nothing to get wrong."""
         return 1.0
 
@@ -59,7 +72,7 @@ class ConstantLogLoss(BinaryLogLoss):
         return np.zeros((len(raw), 1), dtype=raw.dtype)
 
 
-class CategoricalLogLoss:
+class CategoricalLogLoss(_LogLoss):
     """Log loss of one logit per class and row; the target is the code of the class."""
 
     kind = LossKind.CATEGORICAL_LOG_LOSS
@@ -67,10 +80,6 @@ class CategoricalLogLoss:
 
     def __init__(self, n_classes):
         self.n_outputs = n_classes
-
-    def accuracy(self, n_correct, n_rows):
-        """Return the share of rows whose class has the largest logit."""
-        return n_correct / n_rows
 
     def decide(self, raw):
         """Return the code of the likeliest class, the first where several are."""
@@ -83,6 +92,67 @@ class CategoricalLogLoss:
     def predict_log_proba(self, raw):
         """Return the log-probabilities of all classes, finite for finite logits."""
         return log_softmax(raw, axis=1)
+
+
+class MultilabelLogLoss(_LogLoss):
+    """Binary log loss of one logit per label, summed over the labels; targets are 0 and 1."""
+
+    kind = LossKind.BINARY_LOG_LOSS
+    out_activation = "logistic"
+
+    def __init__(self, n_labels):
+        self.n_outputs = n_labels
+
+    def decide(self, raw):
+        """Return 1 for every label that is likelier than not."""
+        return (raw > 0).astype(np.intp)
+
+    def predict_proba(self, raw):
+        """Return the probability of every label."""
+        return expit(raw)
+
+    def predict_log_proba(self, raw):
+        """Return the log-probability of every label, finite for finite logits."""
+        return log_expit(raw)
+
+
+class RegressionLoss:
+    """Loss of predictions that are numbers; the score is R2.
+
+    Parameters
+    ----------
+    name : str
+        One of ``REGRESSION_LOSSES``.
+    n_outputs : int
+        Number of outputs.
+    """
+
+    score_name = "r2"
+
+    def __init__(self, name, n_outputs):
+        self.kind = REGRESSION_LOSSES[name]
+        self.out_activation = "exp" if self.kind == LossKind.POISSON else "identity"
+        self.n_outputs = n_outputs
+
+    def baseline(self, targets, weights, rows):
+        """Return what ``score`` measures against: the squared deviations of each output."""
+        y = targets[rows].reshape(len(rows), -1).astype(np.float64)
+        weights = np.ones(len(rows)) if weights is None else weights[rows]
+        return weights @ (y - np.average(y, axis=0, weights=weights)) ** 2
+
+    def score(self, scores, baseline):
+        """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does."""
+        varies = baseline > 0
+        constant = np.where(scores == 0, 1.0, 0.0)
+        return float(np.where(varies, 1 - scores / np.where(varies, baseline, 1), constant).mean())
+
+
+REGRESSION_LOSSES = {
+    "squared_error": LossKind.SQUARED_ERROR,
+    "poisson": LossKind.POISSON,
+    "absolute_error": LossKind.ABSOLUTE_ERROR,
+    "huber": LossKind.HUBER,
+}
 
 
 def log_loss(n_classes):

@@ -178,6 +178,12 @@ class Network:
         start = record["state"] + which * record["out_stride"]
         return self.state[start : start + record["n_out"]]
 
+    def forget_batches(self):
+        """Let the next batch be the first: its statistics replace the moving ones."""
+        for index in self.batch_norm_indices:
+            record = self.table[index]
+            self.state[record["state"] + Statistics.N_BATCHES * record["out_stride"]] = 0
+
     def _tensor(self, layer, role):
         for tensor in self.tensors:
             if (tensor.layer, tensor.role) == (layer, role):

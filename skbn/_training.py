@@ -1,10 +1,11 @@
-"""The only epoch loop: shuffles, schedules, early stopping, curves.
+"""The only training loops: epochs with shuffles, schedules, early stopping, curves; and L-BFGS.
 
-No arithmetic on weights, no devices. It drives an executor through a whole epoch in one call (or a
-few, where an epoch is long, so that Ctrl-C works) and decides what happens between epochs, word for
-word as scikit-learn's MLP does: what it prints, when it stops, how the learning rate moves. What
-scikit-learn has not is added beside it: scores in training mode, validation curves, the best
-epoch's statistics, and an end to training that has diverged.
+No arithmetic on weights, no devices. ``train`` drives an executor through a whole epoch in one call
+(or a few, where an epoch is long, so that Ctrl-C works) and decides what happens between epochs,
+word for word as scikit-learn's MLP does: what it prints, when it stops, how the learning rate
+moves. What scikit-learn has not is added beside it: scores in training mode, validation curves, the
+best epoch's statistics, and an end to training that has diverged. ``train_lbfgs`` hands the flat
+vector to scipy.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,12 +15,15 @@ from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from skbn._shuffle import shuffle as shuffle_rows
+from skbn._sklearn_compat import check_optimize_result
 from skbn.backends.memory import aligned_zeros
-from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind
+from skbn.backends.records import OPTIMIZER_DTYPE, OptimizerKind, Schedule
 
+PLANNED_SCHEDULES = {"cosine": Schedule.COSINE, "onecycle": Schedule.ONECYCLE}
 SOLVERS = {"sgd": OptimizerKind.SGD, "adam": OptimizerKind.ADAM, "rmsprop": OptimizerKind.RMSPROP}
 
 NOT_FINITE = (
@@ -29,10 +33,14 @@ NOT_FINITE = (
 
 
 class Rows(NamedTuple):
-    """Rows of a data set: X and targets are never copied, ``rows`` says which of them count."""
+    """Rows of a data set: X and targets are never copied, ``rows`` says which of them count.
+
+    X may be a CSR matrix; ``weights`` is float64, or None where every row counts the same.
+    """
 
     X: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray | None
     rows: np.ndarray
 
 
@@ -100,12 +108,14 @@ class Optimizer:
         Update rule.
     learning_rate_init : float
         Learning rate to begin with.
-    schedule : {"constant", "invscaling", "adaptive"}
-        How the learning rate of "sgd" moves; the other rules adapt by themselves.
+    schedule : {"constant", "invscaling", "adaptive", "cosine", "onecycle"}
+        How the learning rate moves; the second and third are for "sgd" only.
     power_t : float
         Exponent of "invscaling".
-    momentum, nesterovs_momentum, beta_1, beta_2, epsilon
+    momentum, nesterovs_momentum, beta_1, beta_2, epsilon, max_grad_norm
         As in :class:`skbn.MLPClassifierBN`.
+    n_steps : int
+        Updates that "cosine" and "onecycle" are planned for.
     """
 
     def __init__(
@@ -121,6 +131,8 @@ class Optimizer:
         beta_1,
         beta_2,
         epsilon,
+        max_grad_norm=None,
+        n_steps=0,
     ):
         self.schedule = schedule if solver == "sgd" else "constant"
         self.learning_rate_init = learning_rate_init
@@ -137,6 +149,9 @@ class Optimizer:
             beta_1,
             beta_2,
             epsilon,
+            inf if max_grad_norm is None else max_grad_norm,
+            PLANNED_SCHEDULES.get(schedule, Schedule.STEADY),
+            n_steps,
         )
 
     def copy(self):
@@ -169,16 +184,36 @@ class Optimizer:
 
 
 def _run_epoch(executor, optimizer, data):
-    """Return mean loss and rows decided right of one epoch, both as seen in training mode."""
-    total, n_correct, position = 0.0, 0, 0
-    n_samples = len(data.rows)
-    while position < n_samples:
-        loss, correct, position = executor.train(
-            data.X, data.targets, data.rows, position, optimizer.record, optimizer.memory
+    """Return the mean loss of one epoch and its scores, both as seen in training mode."""
+    sums, position = executor.new_sums(), 0
+    while position < len(data.rows):
+        position = executor.train(*data, position, optimizer.record, optimizer.memory, sums)
+    return float(sums[0] / sums[1]), sums[2:]
+
+
+class _Validation:
+    """Scores a network on rows that it is not trained on."""
+
+    def __init__(self, executor, loss_function, data, scorer):
+        self.executor, self.loss_function, self.data, self.scorer = (
+            executor,
+            loss_function,
+            data,
+            scorer,
         )
-        total += loss
-        n_correct += correct
-    return total / n_samples, n_correct
+        self.baseline = loss_function.baseline(data.targets, data.weights, data.rows)
+
+    def measure(self, network):
+        """Return mean loss and score; the score of a loss that is not finite is NaN."""
+        total, weight, *scores = self.executor.evaluate(*self.data)
+        loss = float(total / weight)
+        if not isfinite(loss):
+            return loss, nan
+        if self.scorer == "loss":
+            return loss, -loss
+        if self.scorer is not None:
+            return loss, float(self.scorer(network))
+        return loss, self.loss_function.score(np.asarray(scores), self.baseline)
 
 
 def diverged(network, epoch):
@@ -209,6 +244,7 @@ def train(
     tol,
     n_iter_no_change,
     verbose,
+    scorer=None,
     incremental=False,
 ):
     """Train a network in place, epoch by epoch.
@@ -220,7 +256,7 @@ def train(
     executor : executor
         What computes; made for this network.
     loss_function : object of skbn._losses
-        Says what the counts of right decisions mean.
+        Says what the sums of scores mean.
     optimizer : Optimizer
         Advanced in place.
     history : History
@@ -239,6 +275,9 @@ def train(
         Whether the validation score, instead of the training loss, decides when to stop.
     tol, n_iter_no_change, verbose
         As in :class:`skbn.MLPClassifierBN`.
+    scorer : callable, "loss" or None
+        Score of the network on the validation rows: a function of the network, minus the loss, or
+        the loss function's own.
     incremental : bool
         Whether to do one epoch only and say nothing about convergence (``partial_fit``).
 
@@ -254,6 +293,9 @@ def train(
     """
     best = network.copy() if early_stopping else None
     watched = "Validation score" if early_stopping else "Training loss"
+    baseline = loss_function.baseline(data.targets, data.weights, data.rows)
+    if validation is not None:
+        validation = _Validation(executor, loss_function, validation, scorer)
     history.n_iter = 0
     history.watch(early_stopping)
     completed = True
@@ -263,19 +305,17 @@ def train(
                 if shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     shuffle_rows(data.rows, random_state)
-                loss, n_correct = _run_epoch(executor, optimizer, data)
+                loss, scores = _run_epoch(executor, optimizer, data)
                 history.n_iter += 1
                 history.n_samples_seen += len(data.rows)
                 history.loss_curve.append(loss)
-                history.train_scores.append(loss_function.accuracy(n_correct, len(data.rows)))
+                history.train_scores.append(loss_function.score(scores, baseline))
                 if verbose:
                     print(f"Iteration {history.n_iter}, loss = {loss:.8f}")
                 is_finite = isfinite(loss)
                 if validation is not None:
-                    validation_loss, n_correct = executor.evaluate(*validation)
-                    score = nan
-                    if is_finite and isfinite(validation_loss):
-                        score = loss_function.accuracy(n_correct, len(validation.rows))
+                    validation_loss, score = validation.measure(network)
+                    score = score if is_finite else nan
                     history.append_validation(validation_loss, score)
                     is_finite = is_finite and not (early_stopping and score != score)
                     if verbose:
@@ -316,6 +356,121 @@ def train(
         completed = False
     if early_stopping:
         network.assign(best)
+    if network.first_non_finite_layer() is not None:
+        raise diverged(network, history.n_iter)
+    return completed
+
+
+def train_lbfgs(
+    network,
+    executor,
+    loss_function,
+    history,
+    data,
+    validation=None,
+    *,
+    max_iter,
+    max_fun,
+    tol,
+    verbose,
+    scorer=None,
+):
+    """Train a network in place by L-BFGS on the whole flat vector and all rows at once.
+
+    Every evaluation leaves the statistics of its batch, which is all rows, as the moving ones, so
+    the network can be scored, and interrupted, after any iteration. Pads and biases that batch norm
+    cancels have gradients of 0: L-BFGS never moves them.
+
+    Parameters
+    ----------
+    network : Network
+        Trained in place.
+    executor : executor
+        What computes; made for this network and a batch of all rows.
+    loss_function : object of skbn._losses
+        Says what the sums of scores mean.
+    history : History
+        Extended in place, an entry an iteration.
+    data : Rows
+        Training rows.
+    validation : Rows or None
+        Rows to score after each iteration.
+    max_iter, max_fun, tol, verbose
+        As in :class:`skbn.MLPClassifierBN`.
+    scorer : callable, "loss" or None
+        As in :func:`train`.
+
+    Returns
+    -------
+    bool
+        Whether training came to its own end (False: it was interrupted by the user).
+
+    Raises
+    ------
+    ValueError
+        If loss or weights are not finite.
+    """
+    grads = network.new_vector()
+    baseline = loss_function.baseline(data.targets, data.weights, data.rows)
+    if validation is not None:
+        validation = _Validation(executor, loss_function, validation, scorer)
+    latest = network.copy()  # as it was after the last iteration
+    evaluated = {}  # by the last call of the objective; L-BFGS goes on from where it evaluated last
+    history.n_iter = 0
+    history.watch(False)
+
+    def objective(params):
+        network.params[:] = params
+        network.forget_batches()
+        sums = executor.new_sums()
+        loss = executor.loss_and_gradient(*data, grads, update_statistics=True, sums=sums)
+        evaluated.update(loss=loss, scores=sums[2:])
+        return loss, grads.astype(np.float64)
+
+    def end_iteration(_):
+        latest.assign(network)
+        history.n_iter += 1
+        history.n_samples_seen += len(data.rows)
+        history.loss_curve.append(evaluated["loss"])
+        history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
+        if verbose:
+            print(f"Iteration {history.n_iter}, loss = {history.loss_curve[-1]:.8f}")
+        if validation is not None:
+            history.append_validation(*validation.measure(network))
+            if verbose:
+                print(f"Validation score: {history.validation_scores[-1]:f}")
+        elif history.validation_scores:
+            history.append_validation(nan, nan)
+        history.update(False, tol)
+
+    completed = True
+    try:
+        with executor:
+            result = minimize(
+                objective,
+                network.params.astype(np.float64),
+                method="L-BFGS-B",
+                jac=True,
+                callback=end_iteration,
+                options={
+                    "maxiter": max_iter,
+                    "maxfun": max_fun,
+                    "gtol": tol,
+                    # scipy's own, but no digits that the type does not have.
+                    "ftol": max(2.2e-9, float(np.finfo(network.dtype).eps)),
+                },
+            )
+        objective(result.x)
+        if not history.loss_curve:  # there was nothing to improve
+            history.loss_curve.append(evaluated["loss"])
+            history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
+        if not isfinite(result.fun):
+            raise diverged(network, history.n_iter)
+        history.n_iter = check_optimize_result("lbfgs", result, max_iter)
+    except KeyboardInterrupt:
+        warnings.warn("Training interrupted by user.", stacklevel=2)
+        network.assign(latest)
+        completed = False
     if network.first_non_finite_layer() is not None:
         raise diverged(network, history.n_iter)
     return completed

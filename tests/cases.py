@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array, issparse
 
 from skbn._layers import BatchNorm, Dense, Dropout, multilayer_perceptron
-from skbn._losses import log_loss
+from skbn._losses import MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network
 from skbn._training import Optimizer
 from skbn.backends.cpu import LEVELS, executor_class
@@ -67,10 +68,18 @@ class Case(NamedTuple):
     n_rows: int = 32
     alpha: float = 0.0
     seed: int = 0
+    target: str = "classes"  # or "labels", or the name of a regression loss
+    weighted: bool = False
+    sparse: bool = False
 
     @property
     def loss(self):
-        return log_loss(self.n_classes)
+        """The loss; ``n_classes`` are labels or outputs where there are no classes."""
+        if self.target == "classes":
+            return log_loss(self.n_classes)
+        if self.target == "labels":
+            return MultilabelLogLoss(self.n_classes)
+        return RegressionLoss(self.target, self.n_classes)
 
     def network(self, dtype=np.float64):
         """The network with numbers that float32 holds, the same for both dtypes."""
@@ -95,13 +104,24 @@ class Case(NamedTuple):
         return network
 
     def data(self, dtype=np.float64):
-        """X, targets and the order of rows; some rows of X are not in it."""
+        """X, targets, weights and the order of rows; some rows of X are not in it."""
         rng = np.random.RandomState(self.seed + 1)
         n_all = self.n_rows + 3
         X = 0.5 + rng.normal(size=(n_all, self.layers[0].n_in)).astype(np.float32)
         targets = rng.permutation(n_all) % self.n_classes
         rows = rng.permutation(n_all)[: self.n_rows]
-        return read_only(X.astype(dtype), targets.astype(dtype), rows.astype(np.intp))
+        if self.target == "labels":
+            targets = rng.randint(0, 2, (n_all, self.n_classes))
+        elif self.target == "poisson":
+            targets = rng.poisson(0.7, (n_all, self.n_classes))
+        elif self.target != "classes":
+            targets = 1 + 2 * rng.normal(size=(n_all, self.n_classes)).astype(np.float32)
+        weights = None
+        if self.weighted:
+            weights = np.where(rng.uniform(size=n_all) < 0.3, 0.0, rng.uniform(0.1, 5.0, n_all))
+        if self.sparse:
+            X = csr_array(np.where(rng.uniform(size=X.shape) < 0.6, 0, X))
+        return read_only(X.astype(dtype), targets.astype(dtype), weights, rows.astype(np.intp))
 
     def executor(self, name, network, batch_size=None, **options):
         options = {"alpha": self.alpha, "dropout_key": DROPOUT_KEY} | options
@@ -115,7 +135,10 @@ class Case(NamedTuple):
 
 def read_only(*arrays):
     for array in arrays:
-        array.setflags(write=False)
+        parts = (array.data, array.indices, array.indptr) if issparse(array) else (array,)
+        for part in parts:
+            if part is not None:
+                part.setflags(write=False)
     return arrays
 
 
@@ -134,7 +157,7 @@ def network_case(
     layers = multilayer_perceptron(
         n_features,
         hidden,
-        log_loss(n_classes).n_outputs,
+        Case((), n_classes, target=fields.get("target", "classes")).loss.n_outputs,
         activation=activation,
         placements=placements,
         bn_options=bn,
@@ -198,6 +221,39 @@ NETWORKS = dict(_grid()) | {
     "no hidden layer": network_case(("input",), hidden=(), n_features=20, n_classes=3),
     "dropout in front": Case((Dropout(9, 0.3), Dense(9, 5, "tanh"), Dense(5, 1))),
     "one row": network_case((), "tanh", (9,), 3, n_rows=1),
+    # Losses.
+    "squared error": network_case(target="squared_error", n_classes=1),
+    "squared error, three": network_case(("before",), "tanh", target="squared_error", n_classes=3),
+    "absolute error": network_case((), target="absolute_error", n_classes=2, hidden=(9,)),
+    "huber": network_case(("input",), target="huber", n_classes=1, n_features=9),
+    "huber, two": network_case(target="huber", n_classes=2, alpha=0.1),
+    "poisson": network_case((), "logistic", (64,), target="poisson", n_classes=1, n_rows=257),
+    "poisson, two": network_case(("before",), "logistic", target="poisson", n_classes=2),
+    "labels": network_case(target="labels", n_classes=4, n_features=9),
+    "many labels": network_case(("before",), "tanh", (9,), target="labels", n_classes=700),
+    # Weights.
+    "weighted": network_case(weighted=True),
+    "weighted, none": network_case((), "tanh", (9, 7), 20, 3, weighted=True, alpha=0.1),
+    "weighted, before": network_case(("before",), hidden=(70, 9), weighted=True, n_rows=257),
+    "weighted, input": network_case(("input", "after"), "tanh", (3,), 9, 10, weighted=True),
+    "weighted, virtual": network_case(
+        bn={"virtual_batch_size": 5}, weighted=True, n_rows=101, dropout=0.3
+    ),
+    "weighted, virtual pairs": network_case(
+        ("before",), bn={"virtual_batch_size": 2, "momentum": None}, weighted=True, n_rows=101
+    ),
+    "weighted, two rows": network_case(weighted=True, n_rows=2, seed=3),
+    "weighted, squared error": network_case(target="squared_error", n_classes=3, weighted=True),
+    "weighted, poisson": network_case(
+        ("before",), "logistic", (9,), target="poisson", n_classes=1, weighted=True
+    ),
+    "weighted, huber": network_case(target="huber", n_classes=2, weighted=True),
+    "weighted, labels": network_case(target="labels", n_classes=3, weighted=True),
+    # Compressed rows.
+    "sparse": network_case(sparse=True, n_features=20),
+    "sparse, none": network_case((), "tanh", (9,), 70, 3, sparse=True, weighted=True),
+    "sparse, input": network_case(("input", "before"), "relu", (9,), 33, sparse=True),
+    "sparse, no hidden layer": network_case((), hidden=(), n_features=9, n_classes=3, sparse=True),
     "as wide as the rows": network_case(("after",), "relu", (128, 64), 64, 10, n_rows=32),
 }
 each_network = pytest.mark.parametrize("case", NETWORKS)
@@ -312,7 +368,7 @@ class Observed:
                 tensor.view(self.grads)[...] = np.nan
         self.walls = (*params_walls, *state_walls, *grads_walls)
         self.executor = case.executor(executor, self.network, batch_size)
-        self.X, self.targets, self.rows = case.data(dtype)
+        self.data = case.data(dtype)
 
     def check(self):
         """Fail if a wall was touched or a pad is not zero."""
@@ -327,7 +383,7 @@ def observe_gradient(executor, case, dtype):
     it = Observed(executor, case, dtype)
     before = it.network.params.tobytes(), it.network.state.tobytes()
     with it.executor:
-        loss = it.executor.loss_and_gradient(it.X, it.targets, it.rows, it.grads, step=5)
+        loss = it.executor.loss_and_gradient(*it.data, it.grads, step=5)
     assert before == (it.network.params.tobytes(), it.network.state.tobytes())
     it.check()
     return {"loss": loss} | tensors(it.network, it.grads)
@@ -341,18 +397,18 @@ def observe_inference(executor, case, dtype):
 
     def look(when):
         before = it.network.params.tobytes(), it.network.state.tobytes()
-        raw = it.executor.predict(it.X)
+        raw = it.executor.predict(it.data[0])
         assert raw.dtype == dtype
-        loss, n_correct = it.executor.evaluate(it.X, it.targets, it.rows)
+        loss, weight, *scores = it.executor.evaluate(*it.data)
         assert before == (it.network.params.tobytes(), it.network.state.tobytes())
-        found.update({f"{when} raw": raw, f"{when} loss": loss, f"{when} n_correct": n_correct})
+        found.update({f"{when} raw": raw, f"{when} loss": loss / weight, f"{when} scores": scores})
 
     with it.executor:
         look("moving")
         it.network.use_population = True
         look("population")
         moving = [it.network.statistics(r, w).copy() for r in norms(it.network) for w in (0, 1)]
-        it.executor.update_population_statistics(it.X, it.rows)
+        it.executor.update_population_statistics(it.data[0], *it.data[2:])
         look("measured")
     after = [it.network.statistics(r, w) for r in norms(it.network) for w in (0, 1)]
     assert all(map(np.array_equal, moving, after))
@@ -376,14 +432,14 @@ def optimizer(network, solver, **options):
 
 
 def train_epochs(executor, data, rule, n_epochs):
-    """Train; return the sums of losses, the counts of right decisions and the positions."""
-    seen = []
+    """Train; return the sums over all epochs and the positions."""
+    sums, positions = executor.new_sums(), []
     for _ in range(n_epochs):
         position = 0
-        while position < len(data[2]):
-            loss, n_correct, position = executor.train(*data, position, rule.record, rule.memory)
-            seen.append((loss, n_correct, position))
-    return seen
+        while position < len(data[3]):
+            position = executor.train(*data, position, rule.record, rule.memory, sums)
+            positions.append(position)
+    return sums, positions
 
 
 @cache
@@ -401,7 +457,7 @@ def observe_training(executor, case, dtype, solver):
         if is_frozen(it.network, tensor)
     }
     with it.executor:
-        seen = train_epochs(it.executor, (it.X, it.targets, it.rows), rule, 2)
+        sums, _ = train_epochs(it.executor, it.data, rule, 2)
     it.check()
     found = tensors(it.network, it.network.params)
     for name, view in frozen.items():
@@ -412,8 +468,7 @@ def observe_training(executor, case, dtype, solver):
     return (
         found
         | statistics(it.network)
-        | {"loss": sum(s[0] for s in seen), "n_correct": sum(s[1] for s in seen)}
-        | {"t": rule.record["t"][0]}
+        | {"loss": sums[0], "rows": sums[1], "scores": sums[2:], "t": rule.record["t"][0]}
     )
 
 
@@ -476,11 +531,12 @@ def run_layer(executor, layer, x, dy=None, given=None, *, step=0, read=None, key
         network, loss_kind=LossKind.CATEGORICAL_LOG_LOSS, batch_size=n_rows, dropout_key=key
     )
     with instance:
-        instance.loss_and_gradient(X, targets, np.arange(n_rows), grads, step)
+        data = X, targets, None, np.arange(n_rows)
+        instance.loss_and_gradient(*data, grads, step)
         found = {"y": -n_rows * gradients[index + 1, "weight"][:, 1:].T}
         if isinstance(layer, BatchNorm) and not layer.virtual_batch_size:
             rule = optimizer(network, "plain", learning_rate_init=0.0)
-            instance.train(X, targets, np.arange(n_rows), 0, rule.record, rule.memory)
+            instance.train(*data, 0, rule.record, rule.memory, instance.new_sums())
             record = network.batch_norms[0]
             found |= {"mean": record.moving_mean, "var": record.moving_var}
     if backward:

@@ -137,7 +137,7 @@ MAY_KNOW = {
     "cuda": {"shared"},
     "switch": {"shared", "reference", "cpu", "cuda"},
     "network": {"shared"},
-    "training": {"shared", "switch", "network"},
+    "training": {"shared", "switch", "network", "scikit-learn's private names"},
     "estimators": {"shared", "switch", "network", "training", "scikit-learn's private names"},
     "scikit-learn's private names": set(),
     "public names": {"estimators"},

@@ -37,22 +37,28 @@ class Scripted:
     def __exit__(self, *exception):
         self.entered -= 1
 
-    def train(self, X, targets, rows, start, record, memory):
+    def new_sums(self):
+        return np.zeros(3)
+
+    def train(self, X, targets, weights, rows, start, record, memory, sums):
         """Half of the rows a call, as an executor does whose epochs are long."""
         assert self.entered == 1
         if start == 0:
             self.orders.append(rows.copy())
-            return 0.0, 1, N_ROWS // 2
+            sums += [0.0, N_ROWS // 2, 1]
+            return N_ROWS // 2
         loss = self.losses[self.epoch]
         self.epoch += 1
         self.network.params[:] = self.network.state[:] = self.epoch
         if loss is KeyboardInterrupt:
             raise KeyboardInterrupt
         record["t"] += 1
-        return loss * N_ROWS, 2, N_ROWS
+        sums += [loss * N_ROWS, N_ROWS // 2, 2]
+        return N_ROWS
 
-    def evaluate(self, X, targets, rows):
-        return self.validation_losses[self.epoch - 1], self.scores[self.epoch - 1]
+    def evaluate(self, X, targets, weights, rows):
+        loss, score = self.validation_losses[self.epoch - 1], self.scores[self.epoch - 1]
+        return np.array([loss * N_ROWS, N_ROWS, score])
 
 
 def run(losses, scores=(), *, rule=None, history=None, n_classes=2, **options):
@@ -70,7 +76,7 @@ def run(losses, scores=(), *, rule=None, history=None, n_classes=2, **options):
     executor = Scripted(network, losses, scores, options.pop("validation_losses", ()))
     history = history or History()
     rule = rule or optimizer(network, "plain", learning_rate_init=1.0)
-    rows = Rows(np.zeros((N_ROWS, 2)), np.zeros(N_ROWS), np.arange(N_ROWS))
+    rows = Rows(np.zeros((N_ROWS, 2)), np.zeros(N_ROWS), None, np.arange(N_ROWS))
     completed = train(
         network,
         executor,

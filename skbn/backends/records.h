@@ -19,9 +19,23 @@ enum { SKBN_DENSE = 1, SKBN_BATCH_NORM = 2, SKBN_DROPOUT = 3 };
 
 enum { SKBN_IDENTITY = 0, SKBN_LOGISTIC = 1, SKBN_TANH = 2, SKBN_RELU = 3 };
 
-enum { SKBN_BINARY_LOG_LOSS = 1, SKBN_CATEGORICAL_LOG_LOSS = 2 };
+enum {
+    SKBN_BINARY_LOG_LOSS = 1,
+    SKBN_CATEGORICAL_LOG_LOSS = 2,
+    SKBN_SQUARED_ERROR = 3,
+    SKBN_ABSOLUTE_ERROR = 4,
+    SKBN_HUBER = 5,
+    SKBN_POISSON = 6
+};
 
 enum { SKBN_SGD = 1, SKBN_ADAM = 2, SKBN_RMSPROP = 3 };
+
+/* How the learning rate moves from step to step; what moves from epoch to epoch is the training loop's. */
+enum { SKBN_STEADY = 0, SKBN_COSINE = 1, SKBN_ONECYCLE = 2 };
+
+#define SKBN_WARM_UP 0.3        /* share of the steps in which "onecycle" rises (Smith & Topin, 2017; torch's default) */
+#define SKBN_START_RATE 0.04    /* where it starts and, */
+#define SKBN_FINAL_RATE 4e-6    /* where it ends, as shares of the largest rate: 1 / 25 and that / 1e4, as in torch */
 
 /* Rows of `statistics` in a batch norm's block of `state`, each `out_stride` long but for the last, which holds the
  * number of batches seen. */
@@ -58,6 +72,9 @@ typedef struct {
     double learning_rate;
     double momentum;
     double beta_1, beta_2, epsilon;
+    double max_grad_norm;       /* longer gradients are scaled down to this norm; infinity: never */
+    int64_t schedule;           /* SKBN_STEADY, ... */
+    int64_t n_steps;            /* updates that the schedule is planned for */
 } OptimizerRecord;
 
 #endif

@@ -18,11 +18,24 @@ cdef extern from "records.h" nogil:
     enum:
         SKBN_BINARY_LOG_LOSS
         SKBN_CATEGORICAL_LOG_LOSS
+        SKBN_SQUARED_ERROR
+        SKBN_ABSOLUTE_ERROR
+        SKBN_HUBER
+        SKBN_POISSON
 
     enum:
         SKBN_SGD
         SKBN_ADAM
         SKBN_RMSPROP
+
+    enum:
+        SKBN_STEADY
+        SKBN_COSINE
+        SKBN_ONECYCLE
+
+    const double SKBN_WARM_UP
+    const double SKBN_START_RATE
+    const double SKBN_FINAL_RATE
 
     enum:
         SKBN_MOVING_MEAN
@@ -59,3 +72,6 @@ cdef extern from "records.h" nogil:
         double beta_1
         double beta_2
         double epsilon
+        double max_grad_norm
+        int64_t schedule
+        int64_t n_steps

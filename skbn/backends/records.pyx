@@ -27,10 +27,14 @@ class Activation(IntEnum):
 
 
 class LossKind(IntEnum):
-    """Loss over the raw outputs (logits) of a network."""
+    """Loss over the raw outputs of a network."""
 
     BINARY_LOG_LOSS = SKBN_BINARY_LOG_LOSS
     CATEGORICAL_LOG_LOSS = SKBN_CATEGORICAL_LOG_LOSS
+    SQUARED_ERROR = SKBN_SQUARED_ERROR
+    ABSOLUTE_ERROR = SKBN_ABSOLUTE_ERROR
+    HUBER = SKBN_HUBER
+    POISSON = SKBN_POISSON
 
 
 class OptimizerKind(IntEnum):
@@ -39,6 +43,17 @@ class OptimizerKind(IntEnum):
     SGD = SKBN_SGD
     ADAM = SKBN_ADAM
     RMSPROP = SKBN_RMSPROP
+
+
+class Schedule(IntEnum):
+    """How the learning rate moves from step to step."""
+
+    STEADY = SKBN_STEADY
+    COSINE = SKBN_COSINE
+    ONECYCLE = SKBN_ONECYCLE
+
+
+WARM_UP, START_RATE, FINAL_RATE = SKBN_WARM_UP, SKBN_START_RATE, SKBN_FINAL_RATE
 
 
 class Statistics(IntEnum):

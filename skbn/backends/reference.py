@@ -9,9 +9,19 @@ float32 kernel that works with split means.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, xlogy
 
-from skbn.backends.records import Activation, LayerKind, LossKind, OptimizerKind, Statistics
+from skbn.backends.records import (
+    FINAL_RATE,
+    START_RATE,
+    WARM_UP,
+    Activation,
+    LayerKind,
+    LossKind,
+    OptimizerKind,
+    Schedule,
+    Statistics,
+)
 
 
 def batch_slices(n_rows, size, min_rows):
@@ -73,32 +83,42 @@ def inverse_std(var, epsilon):
     return np.divide(1.0, np.sqrt(total), out=np.zeros_like(total), where=total != 0)
 
 
-def batch_norm_forward(x, gamma, beta, epsilon, activation):
+def shares(weights, n_rows):
+    """Return each row's share in the total weight, as a column; zeros where there is none."""
+    weights = np.ones(n_rows) if weights is None else weights
+    return (weights / max(weights.sum(), np.finfo(np.float64).tiny))[:, None]
+
+
+def batch_norm_forward(x, gamma, beta, epsilon, activation, weights=None):
     """Normalize with the statistics of the rows (Ioffe & Szegedy, 2015, algorithm 1).
 
-    Returns y and the saved (mean, 1 / sqrt(var + epsilon), var); the variance is the biased one.
+    Returns y and the saved (mean, 1 / sqrt(var + epsilon), var); the variance is the biased one. A
+    row of weight w counts as w rows; rows without any weight at all give finite numbers.
     """
+    share = shares(weights, len(x))
     wide = x.astype(np.float64)
-    mean = wide[0] + (wide - wide[0]).mean(axis=0)  # shifted: a constant unit has its value as mean
+    pivot = wide[np.argmax(share > 0)]  # a constant unit has its value as mean
+    mean = pivot + (share * (wide - pivot)).sum(axis=0)
     centred = wide - mean
-    correction = centred.mean(axis=0)
-    var = np.maximum((centred**2).mean(axis=0) - correction**2, 0)
+    correction = (share * centred).sum(axis=0)
+    var = np.maximum((share * centred**2).sum(axis=0) - correction**2, 0)
     inv_std = inverse_std(var, epsilon)
     z = (centred - correction) * inv_std * gamma + beta
     return activation_forward(activation, z.astype(x.dtype)), (mean + correction, inv_std, var)
 
 
-def batch_norm_backward(dy, y, x, gamma, saved, activation):
+def batch_norm_backward(dy, y, x, gamma, saved, activation, weights=None):
     """Return dx, dgamma, dbeta with the mean and 1/std that forward saved.
 
-    With xhat = (x - mean) / std and dz the gradient before the activation:
-    dx = gamma / std * (dz - mean(dz) - xhat * mean(dz * xhat)), means over the rows.
+    With xhat = (x - mean) / std, dz the gradient before the activation and s the rows' shares in
+    the total weight (1 / n without weights):
+    dx = gamma / std * (dz - s * (sum(dz) + xhat * sum(dz * xhat))).
     """
     mean, inv_std, _ = saved
     dz = activation_backward(activation, dy, y).astype(np.float64)
     xhat = (x.astype(np.float64) - mean) * inv_std
     dgamma, dbeta = (dz * xhat).sum(axis=0), dz.sum(axis=0)
-    dx = gamma * inv_std * (dz - dbeta / len(x) - xhat * (dgamma / len(x)))
+    dx = gamma * inv_std * (dz - shares(weights, len(x)) * (dbeta + xhat * dgamma))
     return dx.astype(x.dtype), dgamma, dbeta
 
 
@@ -123,9 +143,9 @@ def update_moving_statistics(moving, mean, var, n_batches, momentum):
         average[...] = (1.0 - share) * average + share * new  # exact where share is 1
 
 
-def moments(x):
+def moments(x, weights=None):
     """Return mean and biased variance of the rows, float64."""
-    _, (mean, _, var) = batch_norm_forward(x, 1.0, 0.0, 0.0, Activation.IDENTITY)
+    _, (mean, _, var) = batch_norm_forward(x, 1.0, 0.0, 0.0, Activation.IDENTITY, weights)
     return mean, var
 
 
@@ -170,7 +190,8 @@ def dropout_backward(dy, mask):
     return dy * mask
 
 
-# Losses: sum over rows and outputs, d(sum)/d(raw), number of rows decided right.
+# Losses: what each row costs, the gradient of that with respect to raw, and what scores are made
+# of: whether the row is decided right, (n_rows, 1), or squared errors, (n_rows, n_outputs).
 
 
 def bounded(loss):
@@ -179,9 +200,11 @@ def bounded(loss):
 
 
 def binary_log_loss(raw, targets):
-    z, y = raw[:, 0], targets
-    loss = bounded(np.maximum(z, 0) - z * y) + np.log1p(np.exp(-np.abs(z)))
-    return loss.sum(dtype=np.float64), (expit(z) - y)[:, None], np.sum((z > 0) == (y > 0))
+    """One column, or one a label."""
+    y = targets.reshape(raw.shape)
+    loss = bounded(np.maximum(raw, 0) - raw * y) + np.log1p(np.exp(-np.abs(raw)))
+    right = ((raw > 0) == (y > 0)).all(axis=1, keepdims=True)
+    return loss.sum(axis=1, dtype=np.float64), expit(raw) - y, right
 
 
 def categorical_log_loss(raw, targets):
@@ -193,21 +216,93 @@ def categorical_log_loss(raw, targets):
     loss = bounded(np.log(total[:, 0]) - shifted[rows, codes])
     gradient = exponentials / total
     gradient[rows, codes] -= 1
-    return loss.sum(dtype=np.float64), gradient, np.sum(raw.argmax(axis=1) == codes)
+    return loss.astype(np.float64), gradient, (raw.argmax(axis=1) == codes)[:, None]
 
 
+def squared_error(raw, targets):
+    error = (raw - targets.reshape(raw.shape)).astype(np.float64)
+    return (0.5 * error**2).mean(axis=1), error / raw.shape[1], error**2
+
+
+def absolute_error(raw, targets):
+    error = (raw - targets.reshape(raw.shape)).astype(np.float64)
+    return np.abs(error).mean(axis=1), np.sign(error) / raw.shape[1], error**2
+
+
+def huber(raw, targets):
+    """Knee at an error of 1 (Huber, 1964)."""
+    error = (raw - targets.reshape(raw.shape)).astype(np.float64)
+    size = np.abs(error)
+    loss = np.where(size > 1, size - 0.5, 0.5 * error**2)
+    return loss.mean(axis=1), np.clip(error, -1, 1) / raw.shape[1], error**2
+
+
+def poisson(raw, targets):
+    """Half the deviance; raw is the logarithm of the prediction."""
+    z, y = raw.astype(np.float64), targets.reshape(raw.shape).astype(np.float64)
+    error = np.exp(z) - y
+    return (xlogy(y, y) - y * z + error).sum(axis=1), error, error**2
+
+
+CLASSIFICATION = (LossKind.BINARY_LOG_LOSS, LossKind.CATEGORICAL_LOG_LOSS)
 LOSSES = {
     LossKind.BINARY_LOG_LOSS: binary_log_loss,
     LossKind.CATEGORICAL_LOG_LOSS: categorical_log_loss,
+    LossKind.SQUARED_ERROR: squared_error,
+    LossKind.ABSOLUTE_ERROR: absolute_error,
+    LossKind.HUBER: huber,
+    LossKind.POISSON: poisson,
 }
+
+
+def total_loss(kind, raw, targets, weights):
+    """Return the weighted sums of losses and scores, and the gradient of the first."""
+    loss, gradient, scores = LOSSES[kind](raw, targets)
+    weights = np.ones(len(raw)) if weights is None else weights
+    counts = weights > 0  # what has no weight may be anything
+    return (
+        weights[counts] @ loss[counts],
+        np.where(counts[:, None], weights[:, None] * gradient, 0),
+        weights[counts] @ scores[counts],
+    )
 
 
 # Optimizers: one update of the whole flat vector, in place.
 
 
-def sgd_update(params, grads, memory, optimizer):
+def scheduled_rate(optimizer):
+    """Return the learning rate of the next update.
+
+    "cosine": Loshchilov & Hutter, 2017, without restarts. "onecycle": Smith & Topin, 2017, along
+    half cosines up to the largest rate and down again, as in torch.
+    """
+    rate = optimizer["learning_rate"]
+    if optimizer["schedule"] == Schedule.STEADY:
+        return rate
+    share = min(1.0, optimizer["t"] / optimizer["n_steps"])
+
+    def between(start, end, share):
+        return end + (start - end) * 0.5 * (1 + np.cos(np.pi * share))
+
+    if optimizer["schedule"] == Schedule.COSINE:
+        return rate * between(1, 0, share)
+    if share < WARM_UP:
+        return rate * between(START_RATE, 1, share / WARM_UP)
+    return rate * between(1, FINAL_RATE, (share - WARM_UP) / (1 - WARM_UP))
+
+
+def clip_norm(grads, max_norm):
+    """Scale a gradient whose norm is larger than ``max_norm`` down to it, in place."""
+    wide = grads.astype(np.float64)
+    largest = np.abs(wide).max()
+    norm = largest * np.linalg.norm(wide / largest) if largest > 0 else 0.0
+    if norm > max_norm:
+        grads *= max_norm / norm
+
+
+def sgd_update(params, grads, memory, rate, optimizer):
     """Momentum as in Sutskever et al., 2013; ``memory`` is the velocity."""
-    velocity, rate, momentum = memory, optimizer["learning_rate"], optimizer["momentum"]
+    velocity, momentum = memory, optimizer["momentum"]
     velocity *= momentum
     velocity -= rate * grads
     params += momentum * velocity - rate * grads if optimizer["nesterov"] else velocity
@@ -218,7 +313,7 @@ def positive(epsilon, dtype):
     return max(epsilon, np.finfo(dtype).tiny)
 
 
-def adam_update(params, grads, memory, optimizer):
+def adam_update(params, grads, memory, rate, optimizer):
     """Kingma & Ba, 2014, with epsilon outside of the bias correction (end of section 2)."""
     m, v = memory[: params.size], memory[params.size :]
     beta_1, beta_2, t = optimizer["beta_1"], optimizer["beta_2"], optimizer["t"]
@@ -226,20 +321,16 @@ def adam_update(params, grads, memory, optimizer):
     m += (1 - beta_1) * grads
     v *= beta_2
     v += (1 - beta_2) * grads**2
-    rate = optimizer["learning_rate"] * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    rate = rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
     params -= rate * m / (np.sqrt(v) + positive(optimizer["epsilon"], params.dtype))
 
 
-def rmsprop_update(params, grads, memory, optimizer):
+def rmsprop_update(params, grads, memory, rate, optimizer):
     """Hinton's lecture 6e (2012), ``beta_2`` being the decay of the mean square."""
     v, beta_2 = memory, optimizer["beta_2"]
     v *= beta_2
     v += (1 - beta_2) * grads**2
-    params -= (
-        optimizer["learning_rate"]
-        * grads
-        / (np.sqrt(v) + positive(optimizer["epsilon"], params.dtype))
-    )
+    params -= rate * grads / (np.sqrt(v) + positive(optimizer["epsilon"], params.dtype))
 
 
 UPDATES = {
@@ -247,6 +338,28 @@ UPDATES = {
     OptimizerKind.ADAM: adam_update,
     OptimizerKind.RMSPROP: rmsprop_update,
 }
+
+
+def optimizer_update(params, grads, memory, optimizer):
+    """Count one update and do it."""
+    rate = scheduled_rate(optimizer)
+    if np.isfinite(optimizer["max_grad_norm"]):
+        clip_norm(grads, optimizer["max_grad_norm"])
+    optimizer["t"] += 1
+    UPDATES[int(optimizer["kind"])](params, grads, memory, rate, optimizer)
+
+
+def weights_of(weights, rows):
+    """Return the weights of rows; None are ones."""
+    return None if weights is None else weights[rows]
+
+
+def dense_rows(X, rows, weights):
+    """Return rows of X, which may be CSR; what has no weight is read as zeros."""
+    x = X[rows].toarray() if hasattr(X, "indptr") else np.ascontiguousarray(X[rows])
+    if weights is not None:
+        x[weights == 0] = 0
+    return x
 
 
 class ReferenceExecutor:
@@ -292,7 +405,7 @@ class ReferenceExecutor:
         which = Statistics.POPULATION_MEAN if use_population else Statistics.MOVING_MEAN
         return [self.network.statistics(record, w) for w in (which, which + 1)]
 
-    def _forward(self, x, step):
+    def _forward(self, x, weights, step):
         """Return the activations of all layers, input first, and what each layer saved."""
         params = self.network.params
         activations, saved = [x], []
@@ -305,7 +418,12 @@ class ReferenceExecutor:
                 y, kept = np.empty_like(x), []
                 for rows in batch_slices(len(x), record["virtual_batch_size"], 2):
                     y[rows], statistics = batch_norm_forward(
-                        x[rows], weight, bias, record["epsilon"], record["activation"]
+                        x[rows],
+                        weight,
+                        bias,
+                        record["epsilon"],
+                        record["activation"],
+                        weights_of(weights, rows),
                     )
                     kept.append((rows, statistics))
             elif kind == LayerKind.DROPOUT:
@@ -317,7 +435,7 @@ class ReferenceExecutor:
             saved.append(kept)
         return activations, saved
 
-    def _backward(self, dy, activations, saved, grads):
+    def _backward(self, dy, activations, saved, weights, total, grads):
         """Write the gradient of every tensor into ``grads``."""
         for index in reversed(range(len(self.network.table))):
             record = self.network.table[index]
@@ -331,7 +449,7 @@ class ReferenceExecutor:
             dweight, dbias = (self._tensor(index, role, grads) for role in ("weight", "bias"))
             if kind == LayerKind.DENSE:
                 dy, dweight[...], gradient = dense_backward(dy, y, x, weight, record["activation"])
-                dweight += self.alpha / len(x) * weight
+                dweight += self.alpha / total * weight
                 if record["train_bias"]:
                     dbias[...] = gradient
             elif kind == LayerKind.BATCH_NORM:
@@ -339,7 +457,13 @@ class ReferenceExecutor:
                 dgamma, dbeta = np.zeros(x.shape[1]), np.zeros(x.shape[1])
                 for rows, statistics in kept:
                     dx[rows], dgamma_part, dbeta_part = batch_norm_backward(
-                        dy[rows], y[rows], x[rows], weight, statistics, record["activation"]
+                        dy[rows],
+                        y[rows],
+                        x[rows],
+                        weight,
+                        statistics,
+                        record["activation"],
+                        weights_of(weights, rows),
                     )
                     dgamma += dgamma_part
                     dbeta += dbeta_part
@@ -351,6 +475,20 @@ class ReferenceExecutor:
             elif kind == LayerKind.DROPOUT:
                 dy = dropout_backward(dy, kept)
 
+    def _update_statistics(self, saved, weights):
+        """Take what the batch norms saved into the moving statistics."""
+        for record, kept in zip(self.network.table, saved, strict=True):
+            if record["kind"] == LayerKind.BATCH_NORM:
+                n_batches = self.network.state[
+                    record["state"] + Statistics.N_BATCHES * record["out_stride"] :
+                ][:1]
+                for rows, (mean, _, var) in kept:
+                    if weights is not None and not weights[rows].any():
+                        continue  # no row of this virtual batch counts
+                    n_batches += 1
+                    moving = self._statistics(record, False)
+                    update_moving_statistics(moving, mean, var, n_batches[0], record["momentum"])
+
     def _penalty(self):
         """Return alpha / 2 times the sum of squared weights."""
         if self.alpha == 0:
@@ -360,38 +498,54 @@ class ReferenceExecutor:
             0.5 * self.alpha * sum(float(np.sum(np.square(w, dtype=np.float64))) for w in penalized)
         )
 
-    def _loss_and_gradient(self, X, targets, rows, grads, step):
-        activations, saved = self._forward(np.ascontiguousarray(X[rows]), step)
-        total, dy, n_correct = LOSSES[self.loss_kind](activations[-1], targets[rows])
-        self._backward((dy / len(rows)).astype(self.network.dtype), activations, saved, grads)
-        return (total + self._penalty()) / len(rows), int(n_correct), saved
+    def _loss_and_gradient(self, X, targets, weights, rows, grads, step):
+        """Return the mean loss of one batch, its scores, and what its layers saved."""
+        weights = weights_of(weights, rows)
+        total = len(rows) if weights is None else weights.sum()
+        activations, saved = self._forward(dense_rows(X, rows, weights), weights, step)
+        loss, dy, scores = total_loss(self.loss_kind, activations[-1], targets[rows], weights)
+        dy = (dy / total).astype(self.network.dtype)
+        self._backward(dy, activations, saved, weights, total, grads)
+        return (loss + self._penalty()) / total, scores, saved
 
-    def loss_and_gradient(self, X, targets, rows, grads, step=0):
-        """Return the mean loss with penalty over one batch; write its gradient into ``grads``."""
-        return self._loss_and_gradient(X, targets, rows, grads, step)[0]
+    def loss_and_gradient(
+        self, X, targets, weights, rows, grads, step=0, *, update_statistics=False, sums=None
+    ):
+        """Return the mean loss with penalty over one batch; write its gradient into ``grads``.
 
-    def train(self, X, targets, rows, start, optimizer, memory):
+        The batch's statistics enter the moving ones if asked; to ``sums`` is added what ``train``
+        adds.
+        """
+        loss, scores, saved = self._loss_and_gradient(X, targets, weights, rows, grads, step)
+        if update_statistics:
+            self._update_statistics(saved, weights_of(weights, rows))
+        if sums is not None:
+            sums += [loss * len(rows), len(rows), *scores]
+        return loss
+
+    def new_sums(self):
+        """Return zeros for what ``train`` adds up: loss, rows, scores."""
+        n_outputs = self.network.n_outputs
+        return np.zeros(2 + (1 if self.loss_kind in CLASSIFICATION else n_outputs))
+
+    def train(self, X, targets, weights, rows, start, optimizer, memory, sums):
         """Do one mini-batch from position ``start`` of ``rows``.
 
-        Returns the loss summed over its rows, how many were decided right, and the next position.
+        Adds to ``sums`` its loss times its rows, its rows, and its scores; returns the next
+        position. A mini-batch without weight is passed over.
         """
         grads = self.network.new_vector()
         batch = next(batch_slices(len(rows) - start, self.batch_size, self.network.min_rows))
         batch = rows[start : start + batch.stop]
+        stop = start + len(batch)
+        if weights is not None and not weights[batch].any():
+            return stop
         step = int(optimizer["t"][0])
-        loss, n_correct, saved = self._loss_and_gradient(X, targets, batch, grads, step)
-        for record, kept in zip(self.network.table, saved, strict=True):
-            if record["kind"] == LayerKind.BATCH_NORM:
-                n_batches = self.network.state[
-                    record["state"] + Statistics.N_BATCHES * record["out_stride"] :
-                ][:1]
-                for _, (mean, _, var) in kept:
-                    n_batches += 1
-                    moving = self._statistics(record, False)
-                    update_moving_statistics(moving, mean, var, n_batches[0], record["momentum"])
-        optimizer["t"] += 1
-        UPDATES[int(optimizer["kind"][0])](self.network.params, grads, memory, optimizer[0])
-        return loss * len(batch), n_correct, start + len(batch)
+        loss, scores, saved = self._loss_and_gradient(X, targets, weights, batch, grads, step)
+        self._update_statistics(saved, weights_of(weights, batch))
+        optimizer_update(self.network.params, grads, memory, optimizer[0])
+        sums += [loss * len(batch), len(batch), *scores]
+        return stop
 
     def _forward_eval(self, x, stop):
         """Return what enters layer ``stop``, with the statistics that predictions use."""
@@ -408,20 +562,22 @@ class ReferenceExecutor:
 
     def predict(self, X):
         """Return the raw outputs."""
-        return self._forward_eval(X, None)
+        return self._forward_eval(dense_rows(X, slice(None), None), None)
 
-    def evaluate(self, X, targets, rows):
-        """Return the mean loss, without penalty, and how many rows are decided right."""
-        total, _, n_correct = LOSSES[self.loss_kind](self.predict(X[rows]), targets[rows])
-        return total / len(rows), int(n_correct)
+    def evaluate(self, X, targets, weights, rows):
+        """Return the sum of the losses, without penalty, the weight of all rows, and the scores."""
+        weights = weights_of(weights, rows)
+        raw = self._forward_eval(dense_rows(X, rows, weights), None)
+        loss, _, scores = total_loss(self.loss_kind, raw, targets[rows], weights)
+        return np.array([loss, len(rows) if weights is None else weights.sum(), *scores])
 
-    def update_population_statistics(self, X, rows):
+    def update_population_statistics(self, X, weights, rows):
         """Measure each batch norm over all rows, behind the final statistics of those before."""
         self.network.use_population = True
         for index in self.network.batch_norm_indices:
             record = self.network.table[index]
             statistics = self._statistics(record, True)
-            for statistic, value in zip(
-                statistics, moments(self._forward_eval(X[rows], index)), strict=True
-            ):
+            of_rows = weights_of(weights, rows)
+            x = self._forward_eval(dense_rows(X, rows, of_rows), index)
+            for statistic, value in zip(statistics, moments(x, of_rows), strict=True):
                 statistic[...] = value

@@ -110,7 +110,7 @@ class TorchNetwork:
 def check(case, solver, executor):
     """Train both on the same batches; compare the loss of every step and what is left behind."""
     network = case.network()
-    X, targets, rows = case.data()
+    X, targets, weights, rows = case.data()
     other = TorchNetwork(case, network)
     initial = {name: view.copy() for name, view in tensors(network, network.params).items()}
 
@@ -122,8 +122,8 @@ def check(case, solver, executor):
         for _ in range(n_epochs):
             for start in range(0, len(rows), BATCH_SIZE):
                 batch = rows[start : start + BATCH_SIZE]
-                ((loss, _, _),) = train_epochs(it, (X, targets, batch), rule, 1)
-                losses.append(loss / len(batch))
+                sums, _ = train_epochs(it, (X, targets, weights, batch), rule, 1)
+                losses.append(sums[0] / len(batch))
 
     torch_rule, torch_losses = OPTIMIZERS[solver](other.trained), []
     for _ in range(n_epochs):

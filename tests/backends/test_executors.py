@@ -33,6 +33,7 @@ from cases import (
     train_epochs,
 )
 from numpy.testing import assert_array_equal
+from scipy.sparse import csr_array
 
 from skbn._layers import BatchNorm, Dense, Dropout
 from skbn.backends import get_executor, reference
@@ -184,7 +185,7 @@ LAYOUTS = {
 def test_layouts(layout, n_features, dtype, executor, tmp_path):
     """Rows in another layout give the same bits, wherever rows go in."""
     case = network_case(("input",), "tanh", (9,), n_features, n_rows=300)
-    X, targets, rows = case.data(dtype)
+    X, targets, weights, rows = case.data(dtype)
     if layout == "memmap":
         np.save(tmp_path / "X.npy", X)
         other = np.load(tmp_path / "X.npy", mmap_mode="r")
@@ -197,13 +198,13 @@ def test_layouts(layout, n_features, dtype, executor, tmp_path):
         network = case.network(dtype)
         grads, rule = network.new_vector(), optimizer(network, "adam")
         with case.executor(executor, network) as it:
-            yield it.loss_and_gradient(X, targets, rows, grads)
+            yield it.loss_and_gradient(X, targets, weights, rows, grads)
             yield grads
-            yield train_epochs(it, (X, targets, rows), rule, 2)
+            yield train_epochs(it, (X, targets, weights, rows), rule, 2)[0]
             yield network.params
-            it.update_population_statistics(X, rows)
+            it.update_population_statistics(X, weights, rows)
             yield network.state
-            yield it.evaluate(X, targets, rows)
+            yield it.evaluate(X, targets, weights, rows)
             yield it.predict(X)
 
     for one, two in zip(outcome(X), outcome(other), strict=True):
@@ -241,6 +242,12 @@ def test_rows_are_independent(hidden, dtype, executor):
         ("targets", lambda targets: targets.astype(np.intp)),
         ("targets", lambda targets: targets[:-1]),
         ("targets", lambda targets: np.repeat(targets, 2)[::2]),
+        ("X", lambda X: csr_array(X).tocsc()),
+        ("X", lambda X: csr_array(X[:, :-1])),
+        ("X", lambda X: csr_array(X.astype(F32))),
+        ("weights", lambda _: np.ones(11, F32)),
+        ("weights", lambda _: np.ones(10)),
+        ("sums", lambda sums: sums[:-1]),
         ("rows", lambda rows: rows.astype(np.int32)),
         ("rows", lambda rows: rows[::2]),
         ("grads", lambda grads: grads.astype(F32)),
@@ -258,15 +265,15 @@ def test_what_does_not_fit_is_an_error(name, wrong, executor):
     case = network_case(n_features=3, n_rows=8)
     network = case.network()
     rule = optimizer(network, "momentum")
-    given = dict(zip(("X", "targets", "rows"), case.data(), strict=True))
+    given = dict(zip(("X", "targets", "weights", "rows"), case.data(), strict=True))
     given |= {"grads": network.new_vector(), "memory": rule.memory, "optimizer": rule.record}
+    given |= {"sums": np.zeros(3)}
 
     def run():
         it = case.executor(executor, network)
-        it.loss_and_gradient(given["X"], given["targets"], given["rows"], given["grads"])
-        it.train(
-            given["X"], given["targets"], given["rows"], 0, given["optimizer"], given["memory"]
-        )
+        data = [given[name] for name in ("X", "targets", "weights", "rows")]
+        it.loss_and_gradient(*data, given["grads"])
+        it.train(*data, 0, given["optimizer"], given["memory"], given["sums"])
 
     run()
     if name.startswith("network."):
@@ -285,7 +292,7 @@ def test_adam_needs_both_its_vectors(executor):
     rule = optimizer(network, "adam")
     with pytest.raises(ValueError, match="elements or more"):
         case.executor(executor, network).train(
-            *case.data(), 0, rule.record, rule.memory[: network.n_params]
+            *case.data(), 0, rule.record, rule.memory[: network.n_params], np.zeros(3)
         )
 
 
@@ -332,15 +339,16 @@ def test_gradients_are_overwritten(executor):
 def test_batches(n_rows, batch_size, with_norm, stops, executor):
     """A rest of one row joins the batch before it where a batch norm needs two."""
     case = network_case(("after",) if with_norm else (), "tanh", (5,), n_rows=n_rows)
-    X, targets, rows = case.data()
+    X, targets, _, rows = case.data()
     network, single = case.network(), case.network()
     rule, other = optimizer(network, "nesterov"), optimizer(single, "nesterov")
     with case.executor(executor, network, batch_size) as it:
-        train_epochs(it, (X, targets, rows), rule, 1)
+        train_epochs(it, (X, targets, None, rows), rule, 1)
     assert rule.record["t"][0] == len(stops)
     with case.executor(executor, single, batch_size + 1) as it:
         for start, stop in zip([0, *stops], stops, strict=False):
-            it.train(X, targets, rows[start:stop], 0, other.record, other.memory)
+            batch = rows[start:stop]
+            it.train(X, targets, None, batch, 0, other.record, other.memory, it.new_sums())
     assert_array_equal(network.params, single.params)
     assert_array_equal(network.state, single.state)
 
@@ -349,18 +357,18 @@ def test_batches(n_rows, batch_size, with_norm, stops, executor):
 def test_long_epochs_take_several_calls(executor):
     """So that Ctrl-C is heard: a call ends after a while, and the next one goes on from there."""
     case = network_case(("after",), "tanh", (300, 70), 20, 3, n_rows=4000)
-    X, targets, rows = case.data()
+    X, targets, _, rows = case.data()
     network, single = case.network(), case.network()
     rule, other = optimizer(network, "adam"), optimizer(single, "adam")
     with case.executor(executor, network, batch_size=100) as it:
-        positions = [position for _, _, position in train_epochs(it, (X, targets, rows), rule, 1)]
+        _, positions = train_epochs(it, (X, targets, None, rows), rule, 1)
         assert len(positions) > 1
         assert positions == sorted(positions)
         assert positions[-1] == 4000
     with case.executor(executor, single, batch_size=100) as it:
         for start in range(0, 4000, 100):
             batch = rows[start : start + 100]
-            it.train(X, targets, batch, 0, other.record, other.memory)
+            it.train(X, targets, None, batch, 0, other.record, other.memory, it.new_sums())
     assert_array_equal(network.params, single.params)
     assert_array_equal(network.state, single.state)
 
@@ -376,8 +384,8 @@ def test_floating_point_mode_is_restored(dtype, executor):
     with case.executor(executor, network) as it:
         for call in (
             lambda: it.loss_and_gradient(*case.data(dtype), network.new_vector()),
-            lambda: it.train(*case.data(dtype), 0, rule.record, rule.memory),
-            lambda: it.update_population_statistics(*case.data(dtype)[::2]),
+            lambda: it.train(*case.data(dtype), 0, rule.record, rule.memory, it.new_sums()),
+            lambda: it.update_population_statistics(case.data(dtype)[0], *case.data(dtype)[2:]),
             lambda: it.evaluate(*case.data(dtype)),
             lambda: it.predict(case.data(dtype)[0]),
         ):

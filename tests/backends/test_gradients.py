@@ -44,14 +44,14 @@ OPTIONS = {
 def check_gradient(executor, case):
     """Compare the gradient with central differences; return it."""
     network = case.network()
-    X, targets, rows = case.data()
+    data = case.data()
     grads, ignored = network.new_vector(), network.new_vector()
     with case.executor(executor, network) as it:
 
         def loss():
-            return it.loss_and_gradient(X, targets, rows, ignored, step=3)
+            return it.loss_and_gradient(*data, ignored, step=3)
 
-        it.loss_and_gradient(X, targets, rows, grads, step=3)
+        it.loss_and_gradient(*data, grads, step=3)
         numeric = network.new_vector()
         for tensor in network.tensors:
             view, slope = tensor.view(network.params), tensor.view(numeric)

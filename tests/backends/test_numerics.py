@@ -46,7 +46,7 @@ def normalize(executor, mode, x, epsilon=1e-3, *, read=None, given=None):
         if tensor.layer == 0 and given:
             tensor.view(network.params)[...] = given[tensor.role]
     with EXECUTORS[executor](network, loss_kind=LossKind.CATEGORICAL_LOG_LOSS) as it:
-        it.update_population_statistics(x, np.arange(len(x)))
+        it.update_population_statistics(x, None, np.arange(len(x)))
         y = it.predict(x)[read]
     return y, network.batch_norms[0].population_mean, network.batch_norms[0].population_var
 
@@ -284,7 +284,7 @@ def test_training_and_inference_agree(activation, dtype, executor):
     network = Network([layer, Dense(20, 20)], dtype)
     np.fill_diagonal(network.coefs[0], 1.0)
     with EXECUTORS[executor](network, loss_kind=LossKind.CATEGORICAL_LOG_LOSS) as it:
-        it.update_population_statistics(x, np.arange(256))
+        it.update_population_statistics(x, None, np.arange(256))
         predicted = it.predict(x)
     assert_allclose(
         trained, predicted, rtol=0, atol=4 * np.finfo(dtype).eps * np.abs(trained).max()
@@ -300,9 +300,10 @@ def moving_after(executor, x, n_batches, momentum, dtype):
     rule = optimizer(network, "plain", learning_rate_init=0.0)
     rows = np.tile(np.arange(len(x)), n_batches)
     it = EXECUTORS[executor](network, loss_kind=LossKind.BINARY_LOG_LOSS, batch_size=len(x))
-    position, targets = 0, np.zeros(len(x), dtype)
+    data = x, np.zeros(len(x), dtype), None, rows
+    position, sums = 0, it.new_sums()
     while position < len(rows):
-        position = it.train(x, targets, rows, position, rule.record, rule.memory)[2]
+        position = it.train(*data, position, rule.record, rule.memory, sums)
     return network.batch_norms[0].moving_mean, network.batch_norms[0].moving_var
 
 

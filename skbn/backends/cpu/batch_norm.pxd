@@ -4,6 +4,9 @@
     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - dbeta / n - xhat dgamma / n)
 
+Rows may have weights: a row of weight w counts as w rows, so n is the sum of the weights W, sums for mean and variance
+are weighted, and 1 / n in row i of dx becomes w_i / W (dz holds the row's weight already, from the loss).
+
 Accuracy does not hang on the data's offset. Deviations from a pivot near the mean and their squares are summed in
 float64, and the sum of deviations corrects mean and variance. For float32 the first row serves as pivot: it is at most
 sqrt(n) standard deviations away, so at most a factor n of float64's 2**29 digits to spare is lost. float64 has none to
@@ -11,6 +14,8 @@ spare and gets a mean from a pass of its own first. So the variance has all its 
 and a constant column has variance 0 exactly. The mean is kept in two parts, mean = high + low, and the output is
 ((x - high) - low) * scale + beta at the speed of the network's own type. Sums of squares without a pivot were rejected
 (they go negative from mean / std = 1e3), Welford's update too (a division an element for no digit more).
+
+With weights the first row may be one that hardly counts, so there both types get the mean first.
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
 
@@ -31,6 +36,7 @@ from skbn.backends.cpu.lines cimport (
     line,
     relu_line,
     splat_double,
+    splat_number,
     widen,
 )
 from skbn.backends.records cimport (
@@ -85,6 +91,31 @@ cdef inline void sums_of_deviations(
             even_squares = fma_line(deviation, deviation, even_squares)
         (<double_line*> (sums + j))[0] = even + odd
         (<double_line*> (squares + j))[0] = even_squares + odd_squares
+
+
+cdef inline void weighted_sums_of_deviations(
+    double* sums, double* squares,      # OUT (columns,)
+    const floating* x,                  # IN  (n_rows, columns) by stride, in numbers
+    const double* weights,              # IN  (n_rows,)
+    const double* pivot,                # IN  (columns,)
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+) noexcept nogil:
+    """Sums over the rows of w (x - pivot) and of w (x - pivot)**2, in float64; rows of weight 0 are passed over."""
+    cdef Py_ssize_t i, j, lanes = sizeof(double_line) // sizeof(double)
+    cdef double_line centre, deviation, weighted, total, total_squares
+    for j from 0 <= j < columns by lanes:
+        centre = widen(pivot + j)
+        total = splat_double(0)
+        total_squares = total
+        for i in range(n_rows):
+            if weights[i] == 0:
+                continue
+            deviation = widen(x + i * stride + j) - centre
+            weighted = splat_double(weights[i]) * deviation
+            total = total + weighted
+            total_squares = fma_line(weighted, deviation, total_squares)
+        (<double_line*> (sums + j))[0] = total
+        (<double_line*> (squares + j))[0] = total_squares
 
 
 cdef inline void normalize(
@@ -158,25 +189,69 @@ cdef inline void input_gradient(
             dx[i * stride + k] = a * fma_line(lo - (x[i * stride + k] - h), s, dz[i * stride + k] - m)
 
 
+cdef inline void weighted_input_gradient(
+    line* dx,                   # OUT
+    const line* dz, const line* x, const line* high, const line* low,
+    const line* scale, const line* total, const line* slope, const double* weights, double share,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+) noexcept nogil:
+    """dx = scale * (dz - w share * (total + (x - mean) * slope))."""
+    cdef Py_ssize_t i, k
+    cdef line h, lo, a, m, s
+    for k in range(n_lines):
+        h = high[k]
+        lo = low[k]
+        a = scale[k]
+        m = total[k]
+        s = slope[k]
+        for i in range(n_rows):
+            dx[i * stride + k] = a * fma_line(
+                fma_line(lo - (x[i * stride + k] - h), s, -m), splat_number(x, weights[i] * share),
+                dz[i * stride + k],
+            )
+
+
 # Batch norm of one block of rows, tile by tile.
+
+
+cdef inline double total_weight(const double* weights, Py_ssize_t n_rows) noexcept nogil:
+    """How many rows these count as; NULL: ones."""
+    cdef double total = 0
+    cdef Py_ssize_t i
+    if weights == NULL:
+        return n_rows
+    for i in range(n_rows):
+        total += weights[i]
+    return total
 
 
 cdef inline void tile_moments(
     double* mean, double* correction, double* square,   # OUT (columns,)
     const floating* x,                                  # IN  (n_rows, columns) by stride
+    const double* weights,                              # IN  (n_rows,); NULL: ones
+    double share,                                       # 1 / sum of the weights: not a division a column
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
 ) noexcept nogil:
-    """Means of at most TILE columns as mean + correction; sums of squared deviations from them."""
+    """Means of at most TILE columns as mean + correction; weighted sums of squared deviations from them."""
     cdef double sums[TILE]
-    cdef double share = 1.0 / n_rows  # not a division a column
-    cdef Py_ssize_t j
-    for j in range(columns):
-        mean[j] = x[j]
-    sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
-    if floating is double:
+    cdef Py_ssize_t j, first = 0
+    if weights == NULL:
+        for j in range(columns):
+            mean[j] = x[j]
+        sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
+        if floating is double:
+            for j in range(columns):
+                mean[j] = mean[j] + sums[j] * share
+            sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
+    else:
+        while weights[first] == 0 and first < n_rows - 1:
+            first += 1
+        for j in range(columns):
+            mean[j] = x[first * stride + j]
+        weighted_sums_of_deviations(sums, square, x, weights, mean, n_rows, columns, stride)
         for j in range(columns):
             mean[j] = mean[j] + sums[j] * share
-        sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
+        weighted_sums_of_deviations(sums, square, x, weights, mean, n_rows, columns, stride)
     for j in range(columns):
         correction[j] = sums[j] * share
         square[j] = square[j] - sums[j] * correction[j]
@@ -204,15 +279,17 @@ cdef inline void normalize_tile(
         )
 
 
-cdef inline void batch_norm_forward(
+cdef inline double batch_norm_forward(
     floating* y,                # OUT (n_rows, width) by stride
     double* saved,              # OUT (3, stride): mean in two parts, 1 / sqrt(var + epsilon)
     double* statistics,         # OUT (2, stride): mean and variance of the batch; NULL: not wanted
     const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const double* weights,      # IN  (n_rows,); NULL: ones
     const floating* gamma, const floating* beta,        # IN (stride,); NULL: ones, zeros
     Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride,
     double epsilon, int activation,
 ) noexcept nogil:
+    """Normalize with the statistics of the rows; return their total weight. Without any, y is beta or finite."""
     cdef double mean[TILE]
     cdef double correction[TILE]
     cdef double square[TILE]
@@ -221,11 +298,12 @@ cdef inline void batch_norm_forward(
     cdef floating low[TILE]
     cdef floating scale[TILE]
     cdef floating shift[TILE]
-    cdef double share = 1.0 / n_rows
+    cdef double total = total_weight(weights, n_rows)
+    cdef double share = 1 / total if total > 0 else 0
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
-        tile_moments(mean, correction, square, x + first, n_rows, columns, stride)
+        tile_moments(mean, correction, square, x + first, weights, share, n_rows, columns, stride)
         for j in range(columns):
             square[j] = square[j] * share
             inv_std[j] = inverse_std(square[j], epsilon)
@@ -252,6 +330,7 @@ cdef inline void batch_norm_forward(
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)
+    return total
 
 
 cdef inline void batch_norm_backward(
@@ -259,6 +338,7 @@ cdef inline void batch_norm_backward(
     double* dgamma, double* dbeta,      # IN/OUT (stride,): this block's sums are added
     const floating* dz,         # IN  (n_rows, width) by stride
     const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const double* weights,      # IN  (n_rows,); NULL: ones
     const floating* gamma,      # IN  (stride,); NULL: ones
     const double* saved,        # IN  (3, stride) as forward left it
     Py_ssize_t n_rows, Py_ssize_t stride,
@@ -273,7 +353,8 @@ cdef inline void batch_norm_backward(
     cdef floating part_xhat[TILE]
     cdef double total[TILE]
     cdef double total_xhat[TILE]
-    cdef double share = 1.0 / n_rows
+    cdef double weight = total_weight(weights, n_rows)
+    cdef double share = 1 / weight if weight > 0 else 0
     cdef Py_ssize_t j, first, columns, start
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
@@ -316,7 +397,25 @@ cdef inline void batch_norm_backward(
             slope[j] = <floating> (total_xhat[j] * share * saved[2 * stride + first + j])
         if dx == NULL:
             continue
-        if floating is float:
+        if weights != NULL:
+            for j in range(columns):  # the share goes with the row
+                mean_dz[j] = <floating> total[j]
+                slope[j] = <floating> (total_xhat[j] * saved[2 * stride + first + j])
+            if floating is float:
+                weighted_input_gradient(
+                    <float_line*> (dx + first), <const float_line*> (dz + first), <const float_line*> (x + first),
+                    <const float_line*> high, <const float_line*> low, <const float_line*> scale,
+                    <const float_line*> mean_dz, <const float_line*> slope, weights, share, n_rows,
+                    count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
+                )
+            else:
+                weighted_input_gradient(
+                    <double_line*> (dx + first), <const double_line*> (dz + first), <const double_line*> (x + first),
+                    <const double_line*> high, <const double_line*> low, <const double_line*> scale,
+                    <const double_line*> mean_dz, <const double_line*> slope, weights, share, n_rows,
+                    count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+                )
+        elif floating is float:
             input_gradient(
                 <float_line*> (dx + first), <const float_line*> (dz + first), <const float_line*> (x + first),
                 <const float_line*> high, <const float_line*> low, <const float_line*> scale,

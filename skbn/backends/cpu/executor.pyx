@@ -32,16 +32,30 @@ from skbn.backends.cpu.batch_norm cimport (
     batch_norm_forward,
     batch_norm_forward_eval,
     tile_moments,
+    total_weight,
     update_moving_statistics,
 )
 from skbn.backends.cpu.dense cimport add_penalty, dense_backward, dense_forward
 from skbn.backends.cpu.dropout cimport dropout_apply
 from skbn.backends.cpu.floating_point cimport flush_denormals, restore_mode
-from skbn.backends.cpu.losses cimport binary_log_loss, categorical_log_loss
+from skbn.backends.cpu.losses cimport (
+    binary_log_loss,
+    categorical_log_loss,
+    error_loss,
+    multilabel_log_loss,
+)
 from skbn.backends.cpu.optimizers cimport optimizer_update, optimizer_vectors
+from skbn.backends.cpu.rows cimport (
+    Rows,
+    compressed_dense_backward,
+    compressed_dense_forward,
+    gather,
+    row_index,
+)
 from skbn.backends.records cimport (
     SKBN_BATCH_NORM,
     SKBN_BINARY_LOG_LOSS,
+    SKBN_CATEGORICAL_LOG_LOSS,
     SKBN_DENSE,
     SKBN_DROPOUT,
     SKBN_MOVING_MEAN,
@@ -77,21 +91,16 @@ cdef struct Plan:
     Py_ssize_t min_rows         # a shorter rest joins the batch before it
     Py_ssize_t input_stride
     Py_ssize_t widest           # largest stride of the network
+    Py_ssize_t target_size      # numbers a row has in the targets
+    Py_ssize_t n_scores         # numbers that a loss adds to the scores
     int loss
     double alpha
     uint32_t key[2]
     double* state
     double* saved
     double* scratch             # (4, widest): statistics of a batch; sums for gamma and beta
+    double* batch_weights       # (capacity,)
     bint use_population
-
-
-cdef struct Rows:
-    # Rows of a two-dimensional array of any strides, in elements.
-    const void* data
-    Py_ssize_t n_columns
-    Py_ssize_t row_stride
-    Py_ssize_t column_stride
 
 
 cdef inline Py_ssize_t batch_stop(
@@ -101,26 +110,14 @@ cdef inline Py_ssize_t batch_stop(
     return n_rows if size == 0 or n_rows - start < size + min_rows else start + size
 
 
-cdef void gather(
-    floating* x,                # OUT (n_rows, n_columns) by stride
-    const Rows* source, const Py_ssize_t* rows, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t stride,
-) noexcept nogil:
-    """Copy rows[first : first + n_rows] of the source (NULL: its rows in order)."""
-    cdef Py_ssize_t i, j, row
-    cdef const floating* data = <const floating*> source.data
-    if source.column_stride == 1 and source.n_columns >= 16:  # a call pays for a cache line or more
-        for i in range(n_rows):
-            row = rows[first + i] if rows != NULL else first + i
-            memcpy(x + i * stride, data + row * source.row_stride, source.n_columns * sizeof(floating))
-    else:
-        for j in range(source.n_columns):
-            for i in range(n_rows):
-                row = rows[first + i] if rows != NULL else first + i
-                x[i * stride + j] = data[row * source.row_stride + j * source.column_stride]
+cdef inline bint meets_compressed(const Plan* plan, const Rows* X) noexcept nogil:
+    """Whether the first layer takes the rows of X as they are, compressed."""
+    return X.starts != NULL and plan.layers[0].kind == SKBN_DENSE
 
 
 cdef void forward(
     const Plan* plan, const floating* params, floating* activations,
+    const Rows* X, const Py_ssize_t* rows, const double* weights,
     Py_ssize_t n_rows, uint32_t step, bint update_statistics,
 ) noexcept nogil:
     """Training mode: batch norm uses, saves and (if asked) averages the statistics of these rows."""
@@ -131,14 +128,21 @@ cdef void forward(
     cdef floating* y
     cdef double* saved
     cdef double* statistics
+    cdef double weight_seen
     cdef Py_ssize_t index, start, stop
+    if not meets_compressed(plan, X):
+        gather(activations, X, rows, weights, 0, n_rows, plan.input_stride)
     for index in range(plan.n_layers):
         layer = &plan.layers[index]
         x = activations + layer.input * plan.capacity
         y = activations + layer.output * plan.capacity
         weight = params + layer.weight if layer.weight >= 0 else NULL
         bias = params + layer.bias if layer.bias >= 0 else NULL
-        if layer.kind == SKBN_DENSE:
+        if index == 0 and meets_compressed(plan, X):
+            compressed_dense_forward(
+                y, X, rows, weights, 0, weight, bias, n_rows, layer.n_out, layer.out_stride, layer.activation
+            )
+        elif layer.kind == SKBN_DENSE:
             dense_forward(
                 y, x, weight, bias, n_rows, layer.n_in, layer.n_out,
                 layer.in_stride, layer.out_stride, layer.activation,
@@ -149,12 +153,13 @@ cdef void forward(
             start = 0
             while start < n_rows:
                 stop = batch_stop(start, n_rows, layer.virtual_batch_size, 2)
-                batch_norm_forward(
+                weight_seen = batch_norm_forward(
                     y + start * layer.out_stride, saved, statistics, x + start * layer.out_stride,
+                    weights + start if weights != NULL else NULL,
                     weight, bias, stop - start, layer.n_out, layer.out_stride,
                     layer.epsilon, layer.activation,
                 )
-                if update_statistics:
+                if update_statistics and weight_seen > 0:
                     update_moving_statistics(
                         plan.state + layer.state, statistics, layer.out_stride, layer.momentum
                     )
@@ -168,9 +173,14 @@ cdef void forward(
 
 cdef double backward(
     const Plan* plan, const floating* params, floating* grads,
-    const floating* activations, floating* deltas, Py_ssize_t n_rows, uint32_t step,
+    const floating* activations, floating* deltas,
+    const Rows* X, const Py_ssize_t* rows, const double* weights,
+    Py_ssize_t n_rows, double total, uint32_t step,
 ) noexcept nogil:
-    """Write the gradient of every tensor, given the loss's in the last delta; return the penalty."""
+    """Write the gradient of every tensor, given the loss's in the last delta; return the penalty.
+
+    ``total`` is the weight of all rows.
+    """
     cdef const LayerRecord* layer
     cdef const floating* x
     cdef const floating* y
@@ -190,16 +200,22 @@ cdef double backward(
         weight = params + layer.weight if layer.weight >= 0 else NULL
         y = activations + layer.output * plan.capacity
         if layer.kind == SKBN_DENSE:
-            dense_backward(
-                dx, grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
-                deltas + plan.capacity * plan.row_size,
-                dy, y, x, weight, n_rows, layer.n_in, layer.n_out,
-                layer.in_stride, layer.out_stride, layer.activation,
-            )
+            if index == 0 and meets_compressed(plan, X):
+                compressed_dense_backward(
+                    grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
+                    dy, y, X, rows, weights, n_rows, layer.out_stride, layer.activation,
+                )
+            else:
+                dense_backward(
+                    dx, grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
+                    deltas + plan.capacity * plan.row_size,
+                    dy, y, x, weight, n_rows, layer.n_in, layer.n_out,
+                    layer.in_stride, layer.out_stride, layer.activation,
+                )
             if plan.alpha != 0:
                 squares += add_penalty(
                     grads + layer.weight, weight, (layer.n_in * layer.out_stride + 7) // 8 * 8,
-                    <floating> (plan.alpha / n_rows),
+                    <floating> (plan.alpha / total),
                 )
         elif layer.kind == SKBN_BATCH_NORM:
             activation_backward(dy, y, layer.activation, n_rows, layer.out_stride)
@@ -211,7 +227,8 @@ cdef double backward(
                 stop = batch_stop(start, n_rows, layer.virtual_batch_size, 2)
                 batch_norm_backward(
                     dx + start * layer.out_stride if dx != NULL else NULL, dgamma, dbeta,
-                    dy + start * layer.out_stride, x + start * layer.out_stride, weight, saved,
+                    dy + start * layer.out_stride, x + start * layer.out_stride,
+                    weights + start if weights != NULL else NULL, weight, saved,
                     stop - start, layer.out_stride,
                 )
                 saved += 3 * layer.out_stride
@@ -230,73 +247,113 @@ cdef double backward(
 
 
 cdef double loss_and_delta(
-    const Plan* plan, const floating* raw, floating* draw, Py_ssize_t* n_correct,
-    const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows, double rate,
+    const Plan* plan, const floating* raw, floating* draw, double* scores,
+    const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows, double rate,
 ) noexcept nogil:
-    """Sum of the rows' losses; the gradient of the mean goes to draw (NULL: not wanted)."""
+    """Weighted sum of the rows' losses; the gradient of the mean goes to draw (NULL: not wanted)."""
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
     if plan.loss == SKBN_BINARY_LOG_LOSS:
-        return binary_log_loss(draw, n_correct, raw, targets, rows, n_rows, <floating> rate)
-    return categorical_log_loss(
-        draw, n_correct, raw, targets, rows, n_rows, last.n_out, last.out_stride, <floating> rate
+        if last.n_out == 1 and weights == NULL:
+            return binary_log_loss(draw, scores, raw, targets, rows, n_rows, <floating> rate)
+        return multilabel_log_loss(
+            draw, scores, raw, targets, weights, rows, n_rows, last.n_out, last.out_stride, rate
+        )
+    if plan.loss == SKBN_CATEGORICAL_LOG_LOSS:
+        return categorical_log_loss(
+            draw, scores, raw, targets, weights, rows, n_rows, last.n_out, last.out_stride, rate
+        )
+    return error_loss(
+        draw, scores, raw, targets, weights, rows, n_rows, last.n_out, last.out_stride, plan.loss, rate
     )
 
 
 cdef double gradient_of_batch(
     const Plan* plan, const floating* params, floating* grads, floating* activations, floating* deltas,
-    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows,
-    uint32_t step, bint update_statistics, Py_ssize_t* n_correct,
+    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
+    double total, uint32_t step, bint update_statistics, double* scores,
 ) noexcept nogil:
-    """Loss of one batch, summed over its rows, penalty included; its mean's gradient to grads."""
+    """Loss of one batch, summed over its rows, penalty included; its mean's gradient to grads.
+
+    ``weights`` are those of these rows, ``total`` is their sum.
+    """
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
     cdef double loss
-    gather(activations, X, rows, 0, n_rows, plan.input_stride)
-    forward(plan, params, activations, n_rows, step, update_statistics)
+    forward(plan, params, activations, X, rows, weights, n_rows, step, update_statistics)
     loss = loss_and_delta(
         plan, activations + last.output * plan.capacity, deltas + last.output * plan.capacity,
-        n_correct, targets, rows, n_rows, 1.0 / n_rows,
+        scores, targets, weights, rows, n_rows, 1 / total,
     )
-    return loss + backward(plan, params, grads, activations, deltas, n_rows, step)
+    return loss + backward(plan, params, grads, activations, deltas, X, rows, weights, n_rows, total, step)
 
 
-cdef double train_batches(
+cdef inline const double* gather_weights(
+    double* batch_weights,      # OUT (n_rows,)
+    const double* weights, const Py_ssize_t* rows, Py_ssize_t first, Py_ssize_t n_rows,
+) noexcept nogil:
+    """Weights of rows[first : first + n_rows], NULL where rows have none."""
+    cdef Py_ssize_t i
+    if weights == NULL:
+        return NULL
+    for i in range(n_rows):
+        batch_weights[i] = weights[row_index(rows, first + i)]
+    return batch_weights
+
+
+cdef void train_batches(
     const Plan* plan, floating* params, floating* grads, floating* memory,
     floating* activations, floating* deltas,
-    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows,
-    Py_ssize_t* position, Py_ssize_t n_batches, OptimizerRecord* optimizer, Py_ssize_t* n_correct,
+    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
+    Py_ssize_t* position, Py_ssize_t n_batches, OptimizerRecord* optimizer, double* sums,
 ) noexcept nogil:
-    """Train on up to n_batches mini-batches from position on; return the loss summed over their rows."""
-    cdef double total = 0
+    """Train on up to n_batches mini-batches from position on; add to the sums (see ``train``)."""
+    cdef const double* batch_weights
+    cdef double total, loss
     cdef Py_ssize_t _batch, start, stop
     for _batch in range(n_batches):
         start = position[0]
         if start >= n_rows:
             break
         stop = batch_stop(start, n_rows, plan.batch_size, plan.min_rows)
-        total += gradient_of_batch(
-            plan, params, grads, activations, deltas, X, targets, rows + start, stop - start,
-            <uint32_t> optimizer.t, True, n_correct,
-        )
-        optimizer_update(params, memory, grads, plan.n_params, optimizer)
         position[0] = stop
-    return total
+        batch_weights = gather_weights(plan.batch_weights, weights, rows, start, stop - start)
+        total = total_weight(batch_weights, stop - start)
+        if total == 0:
+            continue  # nothing in it counts
+        loss = gradient_of_batch(
+            plan, params, grads, activations, deltas, X, targets, batch_weights, rows + start, stop - start,
+            total, <uint32_t> optimizer.t, True, sums + 2,
+        )
+        sums[0] += loss if weights == NULL else loss * ((stop - start) / total)
+        sums[1] += stop - start
+        optimizer_update(params, memory, grads, plan.n_params, optimizer)
 
 
 cdef floating* forward_eval(
     const Plan* plan, const floating* params, floating* here, floating* there,
-    Py_ssize_t n_layers, Py_ssize_t n_rows,
+    const Rows* X, const Py_ssize_t* rows, const double* weights, Py_ssize_t first, Py_ssize_t n_rows,
+    Py_ssize_t n_layers,
 ) noexcept nogil:
-    """Inference mode through the first n_layers, from the input in `here`; return where the result lies."""
+    """Inference mode: rows[first : first + n_rows] of X through the first n_layers; return where the result lies."""
     cdef const LayerRecord* layer
     cdef const floating* weight
     cdef const floating* bias
     cdef const double* mean
+    cdef bint compressed = meets_compressed(plan, X) and n_layers > 0
     cdef Py_ssize_t index
+    if not compressed:
+        gather(here, X, rows, weights, first, n_rows, plan.input_stride)
+        zero_pads(here, n_rows, X.n_columns, plan.input_stride)
     for index in range(n_layers):
         layer = &plan.layers[index]
         weight = params + layer.weight if layer.weight >= 0 else NULL
         bias = params + layer.bias if layer.bias >= 0 else NULL
-        if layer.kind == SKBN_DENSE:
+        if index == 0 and compressed:
+            compressed_dense_forward(
+                there, X, rows, weights, first, weight, bias,
+                n_rows, layer.n_out, layer.out_stride, layer.activation,
+            )
+            here, there = there, here
+        elif layer.kind == SKBN_DENSE:
             dense_forward(
                 there, here, weight, bias, n_rows, layer.n_in, layer.n_out,
                 layer.in_stride, layer.out_stride, layer.activation,
@@ -315,98 +372,117 @@ cdef floating* forward_eval(
 
 cdef void predict_block(
     const Plan* plan, const floating* params, floating* work,
-    floating* raw, double* loss, Py_ssize_t* n_correct,
-    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t block,
+    floating* raw, double* sums,
+    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows,
+    Py_ssize_t n_rows, Py_ssize_t block,
 ) noexcept nogil:
-    """Send one block of rows through the network; copy its raw outputs and/or take its loss."""
+    """Send one block of rows through the network; copy its raw outputs and/or take its loss and scores."""
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
     cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
     cdef Py_ssize_t i
     cdef unsigned long long mode = flush_denormals()
+    cdef double room[EVAL_ROWS]
+    cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
     cdef floating* out
-    gather(work, X, rows, first, size, plan.input_stride)
-    zero_pads(work, size, X.n_columns, plan.input_stride)
-    out = forward_eval(plan, params, work, work + EVAL_ROWS * plan.widest, plan.n_layers, size)
+    out = forward_eval(
+        plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, plan.n_layers
+    )
     if raw != NULL:
         for i in range(size):
             memcpy(raw + (first + i) * last.n_out, out + i * last.out_stride, last.n_out * sizeof(floating))
-    if loss != NULL:
-        n_correct[block] = 0
-        loss[block] = loss_and_delta(
-            plan, <const floating*> out, <floating*> NULL, n_correct + block,
-            targets, rows + first, size, 0.0,
+    if sums != NULL:
+        sums += block * (2 + plan.n_scores)
+        memset(sums, 0, (2 + plan.n_scores) * sizeof(double))
+        sums[0] = loss_and_delta(
+            plan, <const floating*> out, <floating*> NULL, sums + 2, targets, block_weights, rows + first, size, 0.0
         )
+        sums[1] = total_weight(block_weights, size)
     restore_mode(mode)
 
 
 cdef void predict_blocks(
     const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size,
-    floating* raw, double* loss, Py_ssize_t* n_correct,
-    const Rows* X, const floating* targets, const Py_ssize_t* rows, Py_ssize_t n_rows,
+    floating* raw, double* sums,
+    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
     Py_ssize_t first, Py_ssize_t stop, int threads,
 ) noexcept nogil:
     """Blocks first to stop, shared out over threads; every block's bits are its own."""
     cdef Py_ssize_t block
     for block in prange(first, stop, num_threads=threads, schedule="static"):
         predict_block(
-            plan, params, work + threadid() * work_size, raw, loss, n_correct, X, targets, rows, n_rows, block
+            plan, params, work + threadid() * work_size, raw, sums, X, targets, weights, rows, n_rows, block
         )
 
 
-cdef void block_moments(
+cdef double block_moments(
     const Plan* plan, const floating* params, floating* work,
     double* mean, double* square,       # OUT (stride,) of the layer
     const double* origin,               # IN  (stride,)
-    const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t block, Py_ssize_t index,
+    const Rows* X, const double* weights, const Py_ssize_t* rows,
+    Py_ssize_t n_rows, Py_ssize_t block, Py_ssize_t index,
 ) noexcept nogil:
-    """Moments of what enters batch norm `index`, over one block of rows: mean - origin, squared deviations."""
+    """Moments of what enters batch norm `index`, over one block of rows: mean - origin, squared deviations.
+
+    Returns the weight of the block, which is not 0.
+    """
     cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
     cdef Py_ssize_t stride = plan.layers[index].in_stride, start, columns, j
     cdef double correction[TILE]
+    cdef double room[EVAL_ROWS]
+    cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
+    cdef double total = total_weight(block_weights, size)
     cdef unsigned long long mode = flush_denormals()
     cdef floating* out
-    gather(work, X, rows, first, size, plan.input_stride)
-    zero_pads(work, size, X.n_columns, plan.input_stride)
-    out = forward_eval(plan, params, work, work + EVAL_ROWS * plan.widest, index, size)
+    out = forward_eval(
+        plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, index
+    )
     for start in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - start)
         tile_moments(
-            mean + start, correction, square + start, <const floating*> out + start, size, columns, stride
+            mean + start, correction, square + start, <const floating*> out + start,
+            block_weights, 1 / total, size, columns, stride,
         )
         for j in range(columns):
             mean[start + j] = (mean[start + j] - origin[start + j]) + correction[j]
     restore_mode(mode)
+    return total
 
 
-cdef void merge_moments(
+cdef double merge_moments(
     double* mean, double* square,       # IN/OUT (stride,): of the rows seen so far
     const double* parts,                # IN  mean and sum of squared deviations, block by block
-    Py_ssize_t seen, Py_ssize_t n_rows, Py_ssize_t stride,
+    const double* totals,               # IN  (n_blocks,) weight of each block
+    double seen, Py_ssize_t n_blocks, Py_ssize_t stride,
 ) noexcept nogil:
-    """Take the blocks of n_rows further rows into mean and sum of squared deviations, in order (Chan et al., 1979)."""
-    cdef Py_ssize_t start, size, j
+    """Take further blocks into mean and sum of squared deviations, in order (Chan et al., 1979).
+
+    ``seen`` is the weight seen before; returns the weight seen now.
+    """
+    cdef Py_ssize_t block, j
     cdef double delta, share
-    for start in range(0, n_rows, 256):  # EVAL_ROWS
-        size = min(<Py_ssize_t> EVAL_ROWS, n_rows - start)
-        share = <double> size / (seen + start + size)
+    for block in range(n_blocks):
+        share = totals[block] / (seen + totals[block])
         for j in range(stride):
             delta = parts[j] - mean[j]
             mean[j] = mean[j] + delta * share
-            square[j] = square[j] + (parts[stride + j] + delta * delta * share * (seen + start))
+            square[j] = square[j] + (parts[stride + j] + delta * delta * share * seen)
         parts += 2 * stride
+        seen += totals[block]
+    return seen
 
 
 cdef void group_moments(
-    const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size, double* parts,
-    const double* origin, const Rows* X, const Py_ssize_t* rows, Py_ssize_t n_rows, Py_ssize_t index, int threads,
+    const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size, double* parts, double* totals,
+    const double* origin, const Rows* X, const double* weights, const Py_ssize_t* rows,
+    Py_ssize_t n_rows, Py_ssize_t index, int threads,
 ) noexcept nogil:
-    """Moments of every block of a group of rows, shared out over threads."""
+    """Moments and weight of every block of a group of rows, shared out over threads."""
     cdef Py_ssize_t stride = plan.layers[index].in_stride, block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
     for block in prange(n_blocks, num_threads=threads, schedule="static"):
-        block_moments(
+        totals[block] = block_moments(
             plan, params, work + threadid() * work_size,
             parts + 2 * block * stride, parts + (2 * block + 1) * stride, origin,
-            X, rows, n_rows, block, index,
+            X, weights, rows, n_rows, block, index,
         )
 
 
@@ -429,18 +505,32 @@ cdef void* address(object array, char kind, Py_ssize_t size, bint writable) exce
 
 
 cdef Rows rows_of(object X, char kind, Py_ssize_t n_columns) except *:
-    """Describe the rows of a two-dimensional array of any strides."""
+    """Describe the rows of a two-dimensional array of any strides, or of a CSR matrix of sound structure."""
     cdef Py_buffer buffer
     cdef Rows rows
+    cdef bint fits
+    memset(&rows, 0, sizeof(Rows))
+    rows.n_columns = n_columns
+    if hasattr(X, "indptr"):
+        if X.format != "csr" or X.shape[1] != n_columns or X.indptr.dtype not in (np.int32, np.int64):
+            raise ValueError(
+                f"Expected CSR rows of {n_columns} numbers, got {X.format} with shape {X.shape} and indices of "
+                f"type {X.indptr.dtype}."
+            )
+        rows.is_wide = X.indptr.dtype == np.int64
+        index_kind = ord(X.indptr.dtype.char)
+        rows.starts = address(X.indptr, index_kind, X.shape[0] + 1, False)
+        rows.columns = address(X.indices, index_kind, X.nnz, False)
+        rows.data = address(X.data, kind, X.nnz, False)
+        return rows
     PyObject_GetBuffer(X, &buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT)
-    cdef bint fits = (
+    fits = (
         buffer.ndim == 2 and buffer.format[0] == kind and buffer.shape[1] == n_columns
         and <size_t> buffer.buf % buffer.itemsize == 0
         and buffer.strides[0] % buffer.itemsize == 0 and buffer.strides[1] % buffer.itemsize == 0
     )
     if fits:
         rows.data = buffer.buf
-        rows.n_columns = n_columns
         rows.row_stride = buffer.strides[0] // buffer.itemsize
         rows.column_stride = buffer.strides[1] // buffer.itemsize
     PyBuffer_Release(&buffer)
@@ -450,6 +540,13 @@ cdef Rows rows_of(object X, char kind, Py_ssize_t n_columns) except *:
             f"{X.dtype.char!r} with shape {X.shape}."
         )
     return rows
+
+
+cdef const double* weights_of(object weights, Py_ssize_t n_rows) except? NULL:
+    """Data of the weights of rows; NULL where there are none."""
+    if weights is None:
+        return NULL
+    return <const double*> address(weights, b"d", n_rows, False)
 
 
 cdef class CPUExecutor:
@@ -516,6 +613,9 @@ cdef class CPUExecutor:
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
         plan.loss = loss_kind
+        n_out = layers[plan.n_layers - 1].n_out
+        plan.n_scores = 1 if loss_kind in (SKBN_BINARY_LOG_LOSS, SKBN_CATEGORICAL_LOG_LOSS) else n_out
+        plan.target_size = 1 if loss_kind == SKBN_CATEGORICAL_LOG_LOSS else n_out
         plan.alpha = alpha
         plan.key[0], plan.key[1] = dropout_key
         self.params = address(network.params, self.kind, network.n_params, True)
@@ -544,72 +644,94 @@ cdef class CPUExecutor:
         grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         scratch = aligned_zeros(4 * plan.widest, np.float64)
+        weights = aligned_zeros(plan.capacity, np.float64)
         self.activations = address(activations, self.kind, 0, True)
         self.deltas = address(deltas, self.kind, 0, True)
         self.grads = address(grads, self.kind, 0, True)
         plan.saved = <double*> address(saved, b"d", 0, True)
         plan.scratch = <double*> address(scratch, b"d", 0, True)
-        self.train_owners = (activations, deltas, grads, saved, scratch)
+        plan.batch_weights = <double*> address(weights, b"d", 0, True)
+        self.train_owners = (activations, deltas, grads, saved, scratch, weights)
 
-    def train(self, X, targets, rows, Py_ssize_t start, optimizer, memory):
+    def new_sums(self):
+        """Return zeros for what ``train`` adds up: loss, rows, scores."""
+        return np.zeros(2 + self.plan.n_scores)
+
+    def train(self, X, targets, weights, rows, Py_ssize_t start, optimizer, memory, sums):
         """Train on mini-batches of X[rows] from position start on, for as long as one call may take.
 
-        Returns the loss summed over the rows done, how many of them were decided right, and the next position.
+        Adds to ``sums`` the loss of the mini-batches times their rows, these rows, and the scores; returns the next
+        position. Mini-batches without weight are passed over.
         """
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], position = start, n_correct = 0
-        cdef void* y = address(targets, self.kind, X.shape[0], False)
+        cdef Py_ssize_t n_rows = rows.shape[0], position = start
+        cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
+        cdef const double* w = weights_of(weights, X.shape[0])
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef OptimizerRecord* record = <OptimizerRecord*> address(optimizer, b"T", 1, True)
         cdef void* m = address(memory, self.kind, optimizer_vectors(record.kind) * plan.n_params, True)
+        cdef double* totals = <double*> address(sums, b"d", 2 + plan.n_scores, True)
         cdef unsigned long long mode
-        cdef double loss
         self.allocate()
         with nogil:
             mode = flush_denormals()
             if self.is_double:
-                loss = train_batches(
+                train_batches(
                     plan, <double*> self.params, <double*> self.grads, <double*> m,
-                    <double*> self.activations, <double*> self.deltas, &source, <double*> y,
-                    index, n_rows, &position, self.n_batches_per_call, record, &n_correct,
+                    <double*> self.activations, <double*> self.deltas, &source, <double*> y, w,
+                    index, n_rows, &position, self.n_batches_per_call, record, totals,
                 )
             else:
-                loss = train_batches(
+                train_batches(
                     plan, <float*> self.params, <float*> self.grads, <float*> m,
-                    <float*> self.activations, <float*> self.deltas, &source, <float*> y,
-                    index, n_rows, &position, self.n_batches_per_call, record, &n_correct,
+                    <float*> self.activations, <float*> self.deltas, &source, <float*> y, w,
+                    index, n_rows, &position, self.n_batches_per_call, record, totals,
                 )
             restore_mode(mode)
-        return loss, n_correct, position
+        return position
 
-    def loss_and_gradient(self, X, targets, rows, grads, uint32_t step=0):
-        """Return the mean loss with penalty over one batch; write its gradient into ``grads``."""
+    def loss_and_gradient(
+        self, X, targets, weights, rows, grads, uint32_t step=0, *, bint update_statistics=False, sums=None
+    ):
+        """Return the mean loss with penalty over one batch; write its gradient into ``grads``.
+
+        The batch's statistics enter the moving ones if asked; to ``sums`` is added what ``train`` adds.
+        """
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], n_correct = 0
-        cdef void* y = address(targets, self.kind, X.shape[0], False)
+        cdef Py_ssize_t n_rows = rows.shape[0]
+        cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
+        cdef const double* w = weights_of(weights, X.shape[0])
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef void* g = address(grads, self.kind, plan.n_params, True)
+        sums = self.new_sums() if sums is None else sums
+        cdef double* totals = <double*> address(sums, b"d", 2 + plan.n_scores, True)
         cdef unsigned long long mode
-        cdef double loss
+        cdef double loss, total
         if n_rows > plan.capacity:
             raise ValueError(f"{n_rows} rows do not fit buffers for {plan.capacity}.")
         self.allocate()
         with nogil:
             mode = flush_denormals()
+            w = gather_weights(plan.batch_weights, w, index, 0, n_rows)
+            total = total_weight(w, n_rows)
             if self.is_double:
                 loss = gradient_of_batch(
                     plan, <double*> self.params, <double*> g, <double*> self.activations,
-                    <double*> self.deltas, &source, <double*> y, index, n_rows, step, False, &n_correct,
+                    <double*> self.deltas, &source, <double*> y, w, index, n_rows, total, step,
+                    update_statistics, totals + 2,
                 )
             else:
                 loss = gradient_of_batch(
                     plan, <float*> self.params, <float*> g, <float*> self.activations,
-                    <float*> self.deltas, &source, <float*> y, index, n_rows, step, False, &n_correct,
+                    <float*> self.deltas, &source, <float*> y, w, index, n_rows, total, step,
+                    update_statistics, totals + 2,
                 )
             restore_mode(mode)
-        return loss / n_rows
+        totals[0] += loss / total * n_rows
+        totals[1] += n_rows
+        return loss / total
 
     cdef Py_ssize_t blocks_per_call(self):
         """Blocks of rows that one call may take: it ends within about SECONDS_PER_CALL."""
@@ -622,12 +744,12 @@ cdef class CPUExecutor:
         work = n_rows * (self.plan.n_params + self.plan.row_size)
         return 1 if n_blocks == 1 or work < PARALLEL_WORK else min(n_threads(), n_blocks)
 
-    cdef run_blocks(self, X, targets, rows, Py_ssize_t n_rows, raw, losses, counts):
+    cdef run_blocks(self, X, targets, weights, rows, Py_ssize_t n_rows, raw, parts):
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
         cdef const Py_ssize_t* index = NULL
-        cdef double* loss = NULL
-        cdef Py_ssize_t* n_correct = NULL
+        cdef const double* w = weights_of(weights, X.shape[0])
+        cdef double* sums = NULL
         cdef void* y = NULL
         cdef void* out = NULL
         cdef void* work
@@ -639,10 +761,9 @@ cdef class CPUExecutor:
             index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         if raw is not None:
             out = address(raw, self.kind, n_rows * self.n_outputs, True)
-        if losses is not None:
-            y = address(targets, self.kind, X.shape[0], False)
-            loss = <double*> address(losses, b"d", 0, True)
-            n_correct = <Py_ssize_t*> address(counts, INTP, 0, True)
+        if parts is not None:
+            y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
+            sums = <double*> address(parts, b"d", 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
         work = address(buffers, self.kind, 0, True)
         for first in range(0, n_blocks, self.blocks_per_call()):  # Ctrl-C works between calls
@@ -650,34 +771,36 @@ cdef class CPUExecutor:
             with nogil:
                 if self.is_double:
                     predict_blocks(
-                        plan, <double*> self.params, <double*> work, work_size, <double*> out, loss,
-                        n_correct, &source, <double*> y, index, n_rows, first, stop, threads,
+                        plan, <double*> self.params, <double*> work, work_size, <double*> out, sums,
+                        &source, <double*> y, w, index, n_rows, first, stop, threads,
                     )
                 else:
                     predict_blocks(
-                        plan, <float*> self.params, <float*> work, work_size, <float*> out, loss,
-                        n_correct, &source, <float*> y, index, n_rows, first, stop, threads,
+                        plan, <float*> self.params, <float*> work, work_size, <float*> out, sums,
+                        &source, <float*> y, w, index, n_rows, first, stop, threads,
                     )
 
     def predict(self, X):
         """Return the raw outputs."""
         raw = np.empty((X.shape[0], self.n_outputs), dtype=self.dtype)
-        self.run_blocks(X, None, None, X.shape[0], raw, None, None)
+        self.run_blocks(X, None, None, None, X.shape[0], raw, None)
         return raw
 
-    def evaluate(self, X, targets, rows):
-        """Return the mean loss, without penalty, and how many rows are decided right."""
+    def evaluate(self, X, targets, weights, rows):
+        """Return the weighted sum of the rows' losses, without penalty, the weight of all rows, and the scores."""
         n_rows = rows.shape[0]
-        n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-        losses, counts = np.empty(n_blocks), np.empty(n_blocks, dtype=np.intp)
-        self.run_blocks(X, targets, rows, n_rows, None, losses, counts)
-        return float(losses.sum()) / n_rows, int(counts.sum())
+        parts = np.empty(((n_rows + EVAL_ROWS - 1) // EVAL_ROWS, 2 + self.plan.n_scores))
+        self.run_blocks(X, targets, weights, rows, n_rows, None, parts)
+        return parts.sum(axis=0)
 
-    def update_population_statistics(self, X, rows):
+    def update_population_statistics(self, X, weights, rows):
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], seen, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call()
+        if weights is not None:
+            rows = rows[weights[rows] > 0]  # so every block has weight
+        cdef const double* w = weights_of(weights, X.shape[0])
+        cdef Py_ssize_t n_rows = rows.shape[0], done, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call()
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
         cdef int threads = self.threads_for(n_rows), layer
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
@@ -685,6 +808,8 @@ cdef class CPUExecutor:
         cdef double* square
         cdef double* origin
         cdef double* moments
+        cdef double block_totals[GROUP]
+        cdef double seen
         cdef void* work
         buffers = aligned_zeros(threads * work_size, self.dtype)
         parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
@@ -703,29 +828,32 @@ cdef class CPUExecutor:
             if self.is_double:
                 block_moments(
                     plan, <double*> self.params, <double*> work, moments, moments + stride, origin,
-                    &source, index, n_rows, 0, layer,
+                    &source, w, index, n_rows, 0, layer,
                 )
             else:
                 block_moments(
                     plan, <float*> self.params, <float*> work, moments, moments + stride, origin,
-                    &source, index, n_rows, 0, layer,
+                    &source, w, index, n_rows, 0, layer,
                 )
             totals[2 * stride : 3 * stride] = parts[:stride]
-            for seen in range(0, n_rows, rows_per_call):  # Ctrl-C works between calls
-                size = min(rows_per_call, n_rows - seen)
+            seen = 0
+            for done in range(0, n_rows, rows_per_call):  # Ctrl-C works between calls
+                size = min(rows_per_call, n_rows - done)
                 with nogil:
                     if self.is_double:
                         group_moments(
-                            plan, <double*> self.params, <double*> work, work_size, moments,
-                            origin, &source, index + seen, size, layer, threads,
+                            plan, <double*> self.params, <double*> work, work_size, moments, block_totals,
+                            origin, &source, w, index + done, size, layer, threads,
                         )
                     else:
                         group_moments(
-                            plan, <float*> self.params, <float*> work, work_size, moments,
-                            origin, &source, index + seen, size, layer, threads,
+                            plan, <float*> self.params, <float*> work, work_size, moments, block_totals,
+                            origin, &source, w, index + done, size, layer, threads,
                         )
-                    merge_moments(mean, square, moments, seen, size, stride)
+                    seen = merge_moments(
+                        mean, square, moments, block_totals, seen, (size + EVAL_ROWS - 1) // EVAL_ROWS, stride
+                    )
             totals[:stride] += totals[2 * stride : 3 * stride]
-            totals[stride : 2 * stride] /= n_rows
+            totals[stride : 2 * stride] /= seen
             start = plan.layers[layer].state + SKBN_POPULATION_MEAN * stride
             self.network.state[start : start + 2 * stride] = totals[: 2 * stride]

@@ -66,6 +66,14 @@ cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
         return splat_double((<const double*> row)[k])
 
 
+cdef inline line splat_number(const line* kind, double value) noexcept nogil:
+    """A line of this kind filled with a number."""
+    if line is float_line:
+        return splat_float(<float> value)
+    else:
+        return splat_double(value)
+
+
 cdef inline double_line widen(const floating* x) noexcept nogil:
     """The next numbers, as many as a line has doubles."""
     if floating is float:

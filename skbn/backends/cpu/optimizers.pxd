@@ -5,12 +5,21 @@
 """
 
 from cython cimport floating
-from libc.float cimport DBL_MIN, FLT_MIN
-from libc.math cimport pow, sqrt
+from libc.float cimport DBL_MAX, DBL_MIN, FLT_MIN
+from libc.math cimport M_PI, cos, pow, sqrt
 from libc.stdint cimport int64_t
 
-from skbn.backends.cpu.elementary cimport root
-from skbn.backends.records cimport SKBN_ADAM, SKBN_SGD, OptimizerRecord
+from skbn.backends.cpu.elementary cimport magnitude, root
+from skbn.backends.records cimport (
+    SKBN_ADAM,
+    SKBN_COSINE,
+    SKBN_FINAL_RATE,
+    SKBN_ONECYCLE,
+    SKBN_SGD,
+    SKBN_START_RATE,
+    SKBN_WARM_UP,
+    OptimizerRecord,
+)
 
 
 cdef inline void sgd_update(
@@ -71,15 +80,56 @@ cdef inline Py_ssize_t optimizer_vectors(int64_t kind) noexcept nogil:
     return 2 if kind == SKBN_ADAM else 1
 
 
+cdef inline double between(double start, double end, double share) noexcept nogil:
+    """Go from start to end along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + cos(M_PI * share))
+
+
+cdef inline double scheduled_rate(const OptimizerRecord* optimizer) noexcept nogil:
+    """Learning rate of the next update (Loshchilov & Hutter, 2017; Smith & Topin, 2017)."""
+    cdef double share
+    if optimizer.schedule != SKBN_COSINE and optimizer.schedule != SKBN_ONECYCLE:
+        return optimizer.learning_rate
+    share = min(1.0, <double> optimizer.t / optimizer.n_steps)
+    if optimizer.schedule == SKBN_COSINE:
+        return optimizer.learning_rate * between(1, 0, share)
+    if share < SKBN_WARM_UP:
+        return optimizer.learning_rate * between(SKBN_START_RATE, 1, share / SKBN_WARM_UP)
+    return optimizer.learning_rate * between(1, SKBN_FINAL_RATE, (share - SKBN_WARM_UP) / (1 - SKBN_WARM_UP))
+
+
+cdef inline void clip_norm(floating* grads, Py_ssize_t size, double max_norm) noexcept nogil:
+    """Scale a gradient whose Euclidean norm is larger than max_norm down to it (Pascanu et al., 2013)."""
+    cdef double squares = 0, largest = 0, norm
+    cdef floating scale
+    cdef Py_ssize_t k
+    for k in range(size):
+        squares += <double> grads[k] * grads[k]
+    norm = sqrt(squares)
+    if norm > DBL_MAX:  # the squares overflowed, the norm need not
+        for k in range(size):
+            largest = max(largest, <double> magnitude(grads[k]))
+        squares = 0
+        for k in range(size):
+            squares += (grads[k] / largest) * (grads[k] / largest)
+        norm = largest * sqrt(squares)
+    if norm > max_norm:  # NaN stays
+        scale = <floating> (max_norm / norm)
+        for k in range(size):
+            grads[k] = grads[k] * scale
+
+
 cdef inline void optimizer_update(
-    floating* params, floating* memory, const floating* grads, Py_ssize_t size,
+    floating* params, floating* memory, floating* grads, Py_ssize_t size,
     OptimizerRecord* optimizer,
 ) noexcept nogil:
     """Count one update and do it."""
-    cdef double rate = optimizer.learning_rate
+    cdef double rate = scheduled_rate(optimizer)
     # An epsilon that underflows would make 0 / 0 of pads and dead units.
     cdef double epsilon = max(optimizer.epsilon, <double> FLT_MIN if floating is float else DBL_MIN)
     optimizer.t += 1
+    if optimizer.max_grad_norm <= DBL_MAX:
+        clip_norm(grads, size, optimizer.max_grad_norm)
     if optimizer.kind == SKBN_SGD:
         sgd_update(
             params, memory, grads, size,
