@@ -805,6 +805,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     See Also
     --------
     sklearn.neural_network.MLPClassifier : The same without batch normalization.
+    TrainingCurveDisplay : Draws the training and validation curves.
 
     Notes
     -----
@@ -1396,6 +1397,7 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     --------
     MLPClassifierBN : The classifier.
     sklearn.neural_network.MLPRegressor : The same without batch normalization.
+    TrainingCurveDisplay : Draws the training and validation curves.
 
     Notes
     -----

@@ -89,6 +89,26 @@ def test_digits_softmax_runs(tmp_path):
     assert figure.stat().st_size > 20_000
 
 
+def test_training_curves_run(tmp_path):
+    output = run("plot_training_curves.py", tmp_path)
+    assert output.count("accuracy") == 4
+    for name in ("training_curves", "training_curves_folds"):
+        figure = tmp_path / f"{name}.png"
+        assert min(png_size(figure)) >= 500
+        assert figure.stat().st_size > 50_000
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_training_curves_show_what_the_text_says():
+    example = load("plot_training_curves")
+    placements = example.fit_placements()
+    assert max(placements["none"].validation_scores_[:12]) < 0.25
+    assert max(placements["input"].validation_scores_[:2]) < 0.25
+    losses = {name: fit.validation_loss_curve_ for name, fit in placements.items()}
+    for name in ("before", "after"):
+        assert losses[name][9] < losses["none"][59]
+
+
 def test_digits_softmax_reaches_97_percent():
     """The mean over five seeds on a fixed split, so that no single row of 450 decides."""
     digits = load("plot_digits_softmax")
