@@ -273,7 +273,7 @@ class TrainingCurveDisplay:
         Parameters
         ----------
         estimator : estimator instance
-            Fitted :class:`~skbn.MLPClassifierBN` or `MLPRegressorBN`, a
+            Fitted :class:`~skbn.MLPClassifierBN` or :class:`~skbn.MLPRegressorBN`, a
             :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search such as
             :class:`~sklearn.model_selection.GridSearchCV` over either, whose best estimator is
             drawn. scikit-learn's own MLPs will do, with the curves that they record.

@@ -54,6 +54,7 @@ HEEDED_BY = {
     "momentum": ("sgd",),
     "nesterovs_momentum": ("sgd",),
     "power_t": ("sgd",),
+    "bn_momentum": tuple(SOLVERS),
     "beta_1": ("adam",),
     "beta_2": ("adam", "rmsprop"),
     "epsilon": ("adam", "rmsprop"),
@@ -947,7 +948,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
 
     def _check_known_classes(self, y):
         """Refuse labels that training cannot continue with; scikit-learn's words."""
-        classes = unique_labels(y)
+        classes = np.unique(y) if y.ndim == 1 else unique_labels(y)
         if (y.ndim == 2) != self._is_multilabel:
             raise ValueError(
                 f"The network was fitted to {'' if self._is_multilabel else 'no '}multilabel `y`."

@@ -7,6 +7,8 @@ then is the error of the kernels, not the difference of two errors.
 # Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -371,6 +373,36 @@ def test_long_epochs_take_several_calls(executor):
             it.train(X, targets, None, batch, 0, other.record, other.memory, it.new_sums())
     assert_array_equal(network.params, single.params)
     assert_array_equal(network.state, single.state)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no timers there")
+@each_compiled
+def test_signals_are_heard_inside_a_long_batch(executor):
+    """Between its layers: the gradient, written from the last layer on, stays unfinished."""
+
+    class Rang(Exception):
+        pass
+
+    def ring(*_):
+        raise Rang
+
+    case = network_case(("before",), "tanh", (300,) * 4, 20, n_rows=3000)
+    network, data = case.network(), case.data()
+    grads = network.new_vector()
+    grads[:] = np.nan
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with case.executor(executor, network) as it:
+            it.loss_and_gradient(*data, network.new_vector())
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            with pytest.raises(Rang):
+                it.loss_and_gradient(*data, grads)
+            assert np.isnan(network.tensors[0].view(grads)).all()
+            it.loss_and_gradient(*data, grads)  # as if nothing had happened
+            assert np.isfinite(network.tensors[0].view(grads)).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @each_compiled

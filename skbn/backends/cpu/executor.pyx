@@ -20,6 +20,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
@@ -75,8 +76,11 @@ cdef enum:
 
 cdef char INTP = ord(np.dtype(np.intp).char)
 
-# A call into the compiled walk ends within about this time, so that Ctrl-C works.
+# A call into the compiled walk ends within about this time, so that Ctrl-C works. A single mini-batch that takes
+# longer asks for signals between its layers.
 cdef double SECONDS_PER_CALL = 0.05
+
+cdef list _raised = []  # by signal handlers, inside of a call
 
 
 cdef struct Plan:
@@ -101,6 +105,7 @@ cdef struct Plan:
     double* scratch             # (4, widest): statistics of a batch; sums for gamma and beta
     double* batch_weights       # (capacity,)
     bint use_population
+    bint is_stopped             # a signal handler raised: return as you are
 
 
 cdef inline Py_ssize_t batch_stop(
@@ -110,13 +115,28 @@ cdef inline Py_ssize_t batch_stop(
     return n_rows if size == 0 or n_rows - start < size + min_rows else start + size
 
 
+cdef bint handlers_raise() noexcept with gil:
+    """Let Python's signal handlers run; keep what they raise."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        _raised.append(error)
+        return True
+    return False
+
+
+cdef inline double seconds_of_batch(const Plan* plan, Py_ssize_t n_rows) noexcept nogil:
+    """A step costs 6 multiplications and additions a parameter and row, and some overhead."""
+    return n_rows * (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10 + 1e-6
+
+
 cdef inline bint meets_compressed(const Plan* plan, const Rows* X) noexcept nogil:
     """Whether the first layer takes the rows of X as they are, compressed."""
     return X.starts != NULL and plan.layers[0].kind == SKBN_DENSE
 
 
 cdef void forward(
-    const Plan* plan, const floating* params, floating* activations,
+    Plan* plan, const floating* params, floating* activations,
     const Rows* X, const Py_ssize_t* rows, const double* weights,
     Py_ssize_t n_rows, uint32_t step, bint update_statistics,
 ) noexcept nogil:
@@ -129,10 +149,14 @@ cdef void forward(
     cdef double* saved
     cdef double* statistics
     cdef double weight_seen
+    cdef bint is_long = seconds_of_batch(plan, n_rows) > SECONDS_PER_CALL
     cdef Py_ssize_t index, start, stop
     if not meets_compressed(plan, X):
         gather(activations, X, rows, weights, 0, n_rows, plan.input_stride)
     for index in range(plan.n_layers):
+        if is_long and handlers_raise():
+            plan.is_stopped = True
+            return
         layer = &plan.layers[index]
         x = activations + layer.input * plan.capacity
         y = activations + layer.output * plan.capacity
@@ -172,7 +196,7 @@ cdef void forward(
 
 
 cdef double backward(
-    const Plan* plan, const floating* params, floating* grads,
+    Plan* plan, const floating* params, floating* grads,
     const floating* activations, floating* deltas,
     const Rows* X, const Py_ssize_t* rows, const double* weights,
     Py_ssize_t n_rows, double total, uint32_t step,
@@ -191,8 +215,12 @@ cdef double backward(
     cdef double* dgamma = plan.scratch + 2 * plan.widest
     cdef double* dbeta = plan.scratch + 3 * plan.widest
     cdef double squares = 0
+    cdef bint is_long = seconds_of_batch(plan, n_rows) > SECONDS_PER_CALL
     cdef Py_ssize_t index, start, stop, j
     for index in range(plan.n_layers - 1, -1, -1):
+        if is_long and handlers_raise():
+            plan.is_stopped = True
+            return 0
         layer = &plan.layers[index]
         x = activations + layer.input * plan.capacity
         dy = deltas + layer.output * plan.capacity
@@ -268,7 +296,7 @@ cdef double loss_and_delta(
 
 
 cdef double gradient_of_batch(
-    const Plan* plan, const floating* params, floating* grads, floating* activations, floating* deltas,
+    Plan* plan, const floating* params, floating* grads, floating* activations, floating* deltas,
     const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
     double total, uint32_t step, bint update_statistics, double* scores,
 ) noexcept nogil:
@@ -279,6 +307,8 @@ cdef double gradient_of_batch(
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
     cdef double loss
     forward(plan, params, activations, X, rows, weights, n_rows, step, update_statistics)
+    if plan.is_stopped:
+        return 0
     loss = loss_and_delta(
         plan, activations + last.output * plan.capacity, deltas + last.output * plan.capacity,
         scores, targets, weights, rows, n_rows, 1 / total,
@@ -300,7 +330,7 @@ cdef inline const double* gather_weights(
 
 
 cdef void train_batches(
-    const Plan* plan, floating* params, floating* grads, floating* memory,
+    Plan* plan, floating* params, floating* grads, floating* memory,
     floating* activations, floating* deltas,
     const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
     Py_ssize_t* position, Py_ssize_t n_batches, OptimizerRecord* optimizer, double* sums,
@@ -323,6 +353,8 @@ cdef void train_batches(
             plan, params, grads, activations, deltas, X, targets, batch_weights, rows + start, stop - start,
             total, <uint32_t> optimizer.t, True, sums + 2,
         )
+        if plan.is_stopped:
+            break
         sums[0] += loss if weights == NULL else loss * ((stop - start) / total)
         sums[1] += stop - start
         optimizer_update(params, memory, grads, plan.n_params, optimizer)
@@ -622,9 +654,7 @@ cdef class CPUExecutor:
         plan.state = <double*> address(network.state, b"d", network.n_state, True)
         self.owners = (table, network.params, network.state)
         self.train_owners = None
-        # A step costs 6 multiplications and additions a parameter and row, and some overhead.
-        seconds = batch_size * (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10 + 1e-6
-        self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / seconds))
+        self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / seconds_of_batch(plan, batch_size)))
 
     def __enter__(self):
         single_threaded_blas().__enter__()
@@ -652,6 +682,12 @@ cdef class CPUExecutor:
         plan.scratch = <double*> address(scratch, b"d", 0, True)
         plan.batch_weights = <double*> address(weights, b"d", 0, True)
         self.train_owners = (activations, deltas, grads, saved, scratch, weights)
+
+    cdef raise_what_was_raised(self):
+        """Raise what stopped a call."""
+        if self.plan.is_stopped:
+            self.plan.is_stopped = False
+            raise _raised.pop()
 
     def new_sums(self):
         """Return zeros for what ``train`` adds up: loss, rows, scores."""
@@ -689,6 +725,7 @@ cdef class CPUExecutor:
                     index, n_rows, &position, self.n_batches_per_call, record, totals,
                 )
             restore_mode(mode)
+        self.raise_what_was_raised()
         return position
 
     def loss_and_gradient(
@@ -729,6 +766,7 @@ cdef class CPUExecutor:
                     update_statistics, totals + 2,
                 )
             restore_mode(mode)
+        self.raise_what_was_raised()
         totals[0] += loss / total * n_rows
         totals[1] += n_rows
         return loss / total
