@@ -25,6 +25,7 @@ from cases import (
 )
 
 from skbn._layers import BatchNorm
+from skbn._losses import REGRESSION_LOSSES
 from skbn.backends import reference
 from skbn.backends.records import Activation
 
@@ -38,6 +39,7 @@ OPTIONS = {
         "dropout": 0.2,
         "bn": {"virtual_batch_size": 6, "epsilon": 0.1},
     },
+    "weighted": {"weighted": True, "bn": {"virtual_batch_size": 6}, "alpha": 0.1},
 }
 
 
@@ -76,6 +78,23 @@ def check_gradient(executor, case):
 def test_finite_differences(options, placements, activation, n_classes, executor):
     options = {"n_rows": 12} | OPTIONS[options]
     check_gradient(executor, network_case(placements, activation, (4, 3), 3, n_classes, **options))
+
+
+@each_judged
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+@pytest.mark.parametrize("target", ["labels", *REGRESSION_LOSSES])
+def test_finite_differences_by_loss(target, n_outputs, weighted, executor):
+    """Several outputs too: the gradient is that of the loss that is reported."""
+    options = {"target": target, "weighted": weighted, "alpha": 0.1, "n_rows": 12}
+    check_gradient(executor, network_case(("before",), "tanh", (4,), 3, n_outputs, **options))
+
+
+@each_executor
+def test_finite_differences_of_compressed_rows(executor):
+    for placements in [(), ("input",), ("after",)]:
+        case = network_case(placements, "tanh", (4,), 9, 3, n_rows=12, sparse=True, weighted=True)
+        check_gradient(executor, case)
 
 
 @each_compiled
