@@ -342,3 +342,36 @@ def test_moving_average_by_its_definition(seed):
                 batches[:t].mean(axis=0) if np.isnan(momentum) else biased / (1 - momentum**t)
             )
             assert_allclose(moving[0], expected, rtol=0, atol=1e-13)
+
+
+# Weights.
+
+
+@each_executor
+@each_dtype
+@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
+def test_weighted_statistics(ratio, dtype, executor, seed):
+    """Mean and variance of weighted rows at any offset; a row that hardly counts may lie far off."""
+    rng = np.random.RandomState(seed)
+    x = (ratio + rng.normal(size=(200, 3))).astype(dtype)
+    weights = rng.uniform(0.1, 5.0, size=200)
+    weights[1::7] = 0.0
+    x[1::7] = 1e30
+    weights[0] = 1e-30
+    x[0] = ratio + 1e5
+    wide, share = x.astype(np.longdouble), (weights / weights.sum())[:, None]
+    mean = (share * np.where(share > 0, wide, 0)).sum(axis=0)
+    var = (share * np.where(share > 0, wide - mean, 0) ** 2).sum(axis=0)
+
+    network = Network([layer_of(3, 1e-3), Dense(3, 1)], dtype)
+    rule = optimizer(network, "plain", learning_rate_init=0.0)
+    it = EXECUTORS[executor](network, loss_kind=LossKind.BINARY_LOG_LOSS, batch_size=200)
+    data = x, np.zeros(200, dtype), weights, np.arange(200)
+    it.train(*data, 0, rule.record, rule.memory, it.new_sums())
+    it.update_population_statistics(x, weights, np.arange(200))
+    record = network.batch_norms[0]
+    # One float64 rounding of the mean at the offset moves the variance by less than this.
+    for found in (record.moving_mean, record.population_mean):
+        np.testing.assert_allclose(found, mean.astype(float), rtol=1e-15, atol=1e-15)
+    for found in (record.moving_var, record.population_var):
+        np.testing.assert_allclose(found, var.astype(float), rtol=1e-12)

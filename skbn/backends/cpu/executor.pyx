@@ -771,15 +771,23 @@ cdef class CPUExecutor:
         totals[1] += n_rows
         return loss / total
 
-    cdef Py_ssize_t blocks_per_call(self):
+    cdef double work_of_row(self, X):
+        """Multiplications and numbers written for one row at prediction."""
+        cdef const LayerRecord* first = &self.plan.layers[0]
+        cdef double work = self.plan.n_params + self.plan.row_size
+        if hasattr(X, "indptr") and first.kind == SKBN_DENSE:  # only what is stored is multiplied
+            work -= (first.n_in - <double> X.nnz / max(1, X.shape[0])) * first.out_stride + first.in_stride
+        return work
+
+    cdef Py_ssize_t blocks_per_call(self, X):
         """Blocks of rows that one call may take: it ends within about SECONDS_PER_CALL."""
-        cdef double seconds_per_block = 2.0 * EVAL_ROWS * (self.plan.n_params + self.plan.row_size) / 1e10
+        cdef double seconds_per_block = 2.0 * EVAL_ROWS * self.work_of_row(X) / 1e10
         return max(1, min(<Py_ssize_t> GROUP, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
 
-    cdef int threads_for(self, Py_ssize_t n_rows):
+    cdef int threads_for(self, X, Py_ssize_t n_rows):
         """One thread where a parallel region would cost more than it saves."""
-        n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-        work = n_rows * (self.plan.n_params + self.plan.row_size)
+        n_blocks = min((n_rows + EVAL_ROWS - 1) // EVAL_ROWS, self.blocks_per_call(X))
+        work = n_rows * self.work_of_row(X)
         return 1 if n_blocks == 1 or work < PARALLEL_WORK else min(n_threads(), n_blocks)
 
     cdef run_blocks(self, X, targets, weights, rows, Py_ssize_t n_rows, raw, parts):
@@ -791,7 +799,7 @@ cdef class CPUExecutor:
         cdef void* y = NULL
         cdef void* out = NULL
         cdef void* work
-        cdef int threads = self.threads_for(n_rows)
+        cdef int threads = self.threads_for(X, n_rows)
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest, first, stop
         cdef Py_ssize_t n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
         plan.use_population = self.network.use_population
@@ -804,8 +812,8 @@ cdef class CPUExecutor:
             sums = <double*> address(parts, b"d", 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
         work = address(buffers, self.kind, 0, True)
-        for first in range(0, n_blocks, self.blocks_per_call()):  # Ctrl-C works between calls
-            stop = min(first + self.blocks_per_call(), n_blocks)
+        for first in range(0, n_blocks, self.blocks_per_call(X)):  # Ctrl-C works between calls
+            stop = min(first + self.blocks_per_call(X), n_blocks)
             with nogil:
                 if self.is_double:
                     predict_blocks(
@@ -838,9 +846,9 @@ cdef class CPUExecutor:
         if weights is not None:
             rows = rows[weights[rows] > 0]  # so every block has weight
         cdef const double* w = weights_of(weights, X.shape[0])
-        cdef Py_ssize_t n_rows = rows.shape[0], done, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call()
+        cdef Py_ssize_t n_rows = rows.shape[0], done, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call(X)
         cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef int threads = self.threads_for(n_rows), layer
+        cdef int threads = self.threads_for(X, n_rows), layer
         cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
         cdef double* mean
         cdef double* square
