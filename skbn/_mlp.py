@@ -222,8 +222,9 @@ class _BaseMLPBN(BaseEstimator):
         if self.solver in ("adam", "rmsprop") and self.learning_rate in ("invscaling", "adaptive"):
             unheeded.append(f"learning_rate={self.learning_rate!r}")
         if unheeded:
+            verb = "has" if len(unheeded) == 1 else "have"
             warnings.warn(
-                f"{', '.join(unheeded)} has no effect with solver={self.solver!r}.", stacklevel=2
+                f"{', '.join(unheeded)} {verb} no effect with solver={self.solver!r}.", stacklevel=2
             )
 
     def _check_batch_norm_sizes(self, data, layers):
@@ -313,7 +314,7 @@ class _BaseMLPBN(BaseEstimator):
         if weights.min() < 0:
             raise ValueError(f"Negative values in data passed to `{name}`.")
         if not weights.any():
-            raise ValueError(f"{name} must contain at least one non-zero number.")
+            raise ValueError("Sample weights must contain at least one non-zero number.")
         return weights
 
     def _validate_validation_data(self, X_val, y_val, sample_weight_val, dtype):
