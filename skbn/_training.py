@@ -11,7 +11,7 @@ vector to scipy.
 
 import warnings
 from dataclasses import dataclass, field
-from math import inf, isfinite, nan
+from math import inf, isfinite, isnan, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -317,7 +317,12 @@ def train(
                     validation_loss, score = validation.measure(network)
                     score = score if is_finite else nan
                     history.append_validation(validation_loss, score)
-                    is_finite = is_finite and not (early_stopping and score != score)
+                    is_finite = is_finite and (isfinite(validation_loss) or not early_stopping)
+                    if early_stopping and is_finite and isnan(score):
+                        raise ValueError(
+                            f"The validation score of epoch {history.n_iter} is NaN: early "
+                            "stopping cannot watch it."
+                        )
                     if verbose:
                         print(f"Validation score: {score:f}")
                 elif history.validation_scores:
