@@ -1,9 +1,15 @@
 """Batch-normalized neural networks as scikit-learn estimators."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from skbn import exceptions
 from skbn._display import TrainingCurveDisplay
 from skbn._mlp import MLPClassifierBN, MLPRegressorBN
+from skbn._version import __version__
 
-__version__ = "0.1.0.dev0"
-
-__all__ = ["MLPClassifierBN", "MLPRegressorBN", "TrainingCurveDisplay"]
+__all__ = [
+    "MLPClassifierBN",
+    "MLPRegressorBN",
+    "TrainingCurveDisplay",
+    "__version__",
+    "exceptions",
+]

@@ -25,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import REGRESSION_LOSSES, MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network
+from skbn._persistence import check_consistency, from_document, to_document
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
     Interval,
@@ -355,7 +356,8 @@ class _BaseMLPBN(BaseEstimator):
     def _snapshot(self, network):
         """Return an estimator that predicts with a network as it is now, for scorers."""
         twin = object.__new__(type(self))
-        vars(twin).update(vars(self), _network=network, out_activation_=self._loss.out_activation)
+        learned = {"_network": network, "_optimizer": None, "_history": History()}
+        vars(twin).update(vars(self), **learned, out_activation_=self._loss.out_activation)
         vars(twin).pop("feature_names_in_", None)  # rows come as arrays
         return twin
 
@@ -507,6 +509,13 @@ class _BaseMLPBN(BaseEstimator):
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")
+
+    def __getstate__(self):
+        return to_document(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(from_document(state, type(self).__name__))
+        check_consistency(self)
 
     @property
     def coefs_(self):

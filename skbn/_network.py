@@ -271,26 +271,3 @@ class Network:
             if not all(np.isfinite(vector).all() for vector in vectors):
                 return owner
         return n_dense - 1
-
-    def __getstate__(self):
-        return {
-            "layers": self.layers,
-            "dtype": self.dtype,
-            "params": self.params,
-            "state": self.state,
-            "use_population": self.use_population,
-        }
-
-    def __setstate__(self, state):
-        # The table is rebuilt, never trusted; vectors from a file may lie unaligned, so they are
-        # copied.
-        self.__init__(state["layers"], state["dtype"])
-        for name in ("params", "state"):
-            vector, loaded = getattr(self, name), np.asarray(state[name])
-            if loaded.shape != vector.shape or loaded.dtype != vector.dtype:
-                raise ValueError(
-                    f"The stored network is damaged: {name} has shape {loaded.shape} and dtype "
-                    f"{loaded.dtype}, its layers need {vector.shape} and {vector.dtype}."
-                )
-            vector[:] = loaded
-        self.use_population = state["use_population"]

@@ -97,6 +97,11 @@ class History:
         return best
 
 
+def optimizer_vectors(kind):
+    """Return how many vectors an optimizer remembers, each as long as ``params``."""
+    return 2 if kind == OptimizerKind.ADAM else 1
+
+
 class Optimizer:
     """An update rule with its memory and its learning rate schedule.
 
@@ -137,7 +142,7 @@ class Optimizer:
         self.schedule = schedule if solver == "sgd" else "constant"
         self.learning_rate_init = learning_rate_init
         self.power_t = power_t
-        n_vectors = 2 if solver == "adam" else 1
+        n_vectors = optimizer_vectors(SOLVERS[solver])
         self.memory = aligned_zeros(n_vectors * network.n_params, network.dtype)
         self.record = np.zeros(1, dtype=OPTIMIZER_DTYPE)
         self.record[0] = (
