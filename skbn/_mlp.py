@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import REGRESSION_LOSSES, MultilabelLogLoss, RegressionLoss, log_loss
-from skbn._network import Network
+from skbn._network import Network, architecture
 from skbn._persistence import check_consistency, from_document, to_document
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
@@ -269,12 +269,12 @@ class _BaseMLPBN(BaseEstimator):
         network = self._network.copy()
         if network.layers == tuple(layers):
             return network
-        changed = Network(layers, network.dtype)
-        if changed.architecture != network.architecture:
+        if architecture(layers) != architecture(network.layers):
             raise ValueError(
                 "The fitted network has other layers than hidden_layer_sizes, batch_norm, "
                 "bn_center and bn_scale now ask for; training can only go on with the same layers."
             )
+        changed = Network(layers, network.dtype)
         changed.assign(network)
         return changed
 

@@ -71,6 +71,11 @@ class BatchNormRecord(NamedTuple):
         return f"BatchNormRecord(position={self.position!r}, layer={self.layer}, {units})"
 
 
+def architecture(layers):
+    """Return what two networks must share for one to go on from the other's weights."""
+    return [layer.architecture for layer in layers if layer.architecture is not None]
+
+
 class Network:
     """Layer table and flat vectors of one network.
 
@@ -228,11 +233,6 @@ class Network:
                 )
             )
         return records
-
-    @property
-    def architecture(self):
-        """What two networks must share for one to go on from the other's weights."""
-        return [layer.architecture for layer in self.layers if layer.architecture is not None]
 
     def new_vector(self):
         """Return a zero vector of the layout of ``params`` (gradients, optimizer memory)."""

@@ -351,7 +351,7 @@ def test_moving_average_by_its_definition(seed):
 @each_dtype
 @pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
 def test_weighted_statistics(ratio, dtype, executor, seed):
-    """Mean and variance of weighted rows at any offset; a row that hardly counts may lie far off."""
+    """Right at any offset; a row that hardly counts may lie far off."""
     rng = np.random.RandomState(seed)
     x = (ratio + rng.normal(size=(200, 3))).astype(dtype)
     weights = rng.uniform(0.1, 5.0, size=200)
