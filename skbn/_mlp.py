@@ -8,7 +8,7 @@ goes on in copies, so that a call that fails leaves the estimator exactly as it 
 
 import warnings
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from inspect import Parameter, signature
 from numbers import Integral, Real
 
@@ -22,24 +22,30 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skbn._callbacks import EpochTasks
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import REGRESSION_LOSSES, MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network, architecture
 from skbn._persistence import check_consistency, from_document, to_document
+from skbn._progress import progress
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
+    CallbackSupportMixin,
     Interval,
     Options,
     StrOptions,
     check_partial_fit_first_call,
     check_sample_weight,
     fit_context,
+    has_callbacks,
     make_constraint,
+    with_callbacks,
 )
 from skbn._training import (
     PLANNED_SCHEDULES,
     SOLVERS,
     History,
+    Observers,
     Optimizer,
     Rows,
     diverged,
@@ -124,7 +130,7 @@ def _unchanged_on_error(estimator):
         raise
 
 
-class _BaseMLPBN(BaseEstimator):
+class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     """What the classifier and the regressor share: everything but labels and losses."""
 
     _parameter_constraints: dict = {
@@ -361,6 +367,14 @@ class _BaseMLPBN(BaseEstimator):
         vars(twin).pop("feature_names_in_", None)  # rows come as arrays
         return twin
 
+    def _fitted_attributes(self, network, optimizer, history):
+        """Return what lets callbacks predict as of now, in copies; None if nothing can."""
+        if network.first_non_finite_layer() is not None:
+            return None
+        twin = self._snapshot(network.copy())
+        twin._publish(twin._network, optimizer and optimizer.copy(), history.copy())
+        return vars(twin)
+
     def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
         """Validate and train; on any error the estimator is as it was."""
         with _unchanged_on_error(self), seeded(self.random_state) as random_state:
@@ -368,7 +382,8 @@ class _BaseMLPBN(BaseEstimator):
             validation = self._validate_validation_data(
                 X_val, y_val, sample_weight_val, data[0].dtype
             )
-            return self._train(*data, validation, random_state, incremental=False)
+            given = {"X": X, "y": y, "sample_weight": sample_weight}
+            return self._train(*data, validation, random_state, False, given)
 
     def _partial_fit(self, X, y, sample_weight, **first_call):
         """Validate and train for one epoch; on any error the estimator is as it was."""
@@ -376,13 +391,15 @@ class _BaseMLPBN(BaseEstimator):
         with _unchanged_on_error(self), seeded(self.random_state) as random_state:
             self._check_first_call(**first_call)
             data = self._validate_training_data(X, y, sample_weight, incremental=True)
-            return self._train(*data, None, random_state, incremental=True)
+            given = {"X": X, "y": y, "sample_weight": sample_weight}
+            return self._train(*data, None, random_state, True, given)
 
     def _check_first_call(self):
         """Take what the first call of partial_fit needs to know."""
 
-    def _train(self, X, targets, weights, validation, random_state, incremental):
-        """Train on validated rows and publish the result."""
+    @with_callbacks
+    def _train(self, X, targets, weights, validation, random_state, incremental, given):
+        """Train on validated rows and publish the result; callbacks see the data as given."""
         n_samples, n_features = X.shape
         self._check_solver(incremental)
         layers = self._layers(n_features, self._loss.n_outputs)
@@ -393,11 +410,14 @@ class _BaseMLPBN(BaseEstimator):
             initialize_weights(network, self.weight_init, self.activation, random_state)
         else:
             network, history = self._continued_network(layers), self._history.copy()
-        optimizer = None
         if self.solver != "lbfgs" and self.early_stopping and validation is None:
             data, validation = self._split(data, random_state)
             self._check_batch_norm_sizes(data, layers)
         batch_size = n_samples if self.solver == "lbfgs" else self._batch_size(len(data.rows))
+        optimizer = None
+        if self.solver != "lbfgs":
+            n_batches = -(-len(data.rows) // batch_size)
+            optimizer = self._make_optimizer(network, self.max_iter * n_batches, incremental)
         network.use_population = False
         executor = get_executor(self.device)(
             network,
@@ -406,10 +426,24 @@ class _BaseMLPBN(BaseEstimator):
             batch_size=batch_size,
             dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
         )
+        max_iter = 1 if incremental else self.max_iter
+        observers, tasks = Observers(), None
+        if self.verbose:
+            observers.append(progress(self.verbose, max_iter, validation is not None))
+        if has_callbacks(self):
+            tasks = EpochTasks(
+                self,
+                **given,
+                rows=np.sort(data.rows) if len(data.rows) < n_samples else None,
+                fitted_attributes=partial(self._fitted_attributes, network, optimizer, history),
+                task_name="partial_fit" if incremental else "fit",
+                max_iter=max_iter,
+            )
+            observers.append(tasks)
         common = {
-            "max_iter": self.max_iter,
+            "max_iter": max_iter,
             "tol": self.tol,
-            "verbose": self.verbose,
+            "observers": observers,
             "scorer": self._scorer(validation),
         }
         with executor:
@@ -425,10 +459,6 @@ class _BaseMLPBN(BaseEstimator):
                     **common,
                 )
             else:
-                optimizer = self._continued_optimizer(network, incremental)
-                if optimizer is None:
-                    n_batches = -(-len(data.rows) // batch_size)
-                    optimizer = self._new_optimizer(network, self.max_iter * n_batches)
                 completed = train(
                     network,
                     executor,
@@ -450,14 +480,14 @@ class _BaseMLPBN(BaseEstimator):
                 if network.first_non_finite_layer() is not None:
                     raise diverged(network, history.n_iter)
         self._publish(network, optimizer, history)
+        if tasks:
+            tasks.fit_ended()
         return self
 
-    def _continued_optimizer(self, network, incremental):
-        """Return a copy of the optimizer that partial_fit goes on with, or None."""
-        optimizer = getattr(self, "_optimizer", None)
-        return optimizer.copy() if incremental and optimizer is not None else None
-
-    def _new_optimizer(self, network, n_steps):
+    def _make_optimizer(self, network, n_steps, incremental):
+        """Return a new optimizer, or a copy of the one that partial_fit goes on with."""
+        if incremental and getattr(self, "_optimizer", None) is not None:
+            return self._optimizer.copy()
         return Optimizer(
             network,
             solver=self.solver,
@@ -687,7 +717,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         without improvement.
 
     verbose : bool or int, default=False
-        Whether to print loss and validation score after each epoch.
+        Whether to print loss and validation score after each epoch. With 2 or more a progress bar
+        takes the place of these lines, where stdout is a terminal.
 
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the previous call.
@@ -821,6 +852,10 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     Notes
     -----
     Computation is in the type of `X`: float32 stays float32. Statistics are float64 always.
+
+    From scikit-learn 1.9 on, `set_callbacks` takes what :mod:`sklearn.callback` has: `fit` is a
+    task, with one task in it for each epoch. The estimators that callbacks see there have the
+    weights of that epoch and predict with the moving statistics. A callback may end training.
 
     In a Pipeline, `X_val` has to go through the steps before this one:
     ``Pipeline(..., transform_input=["X_val"])`` does that where metadata routing is on and
@@ -1287,7 +1322,8 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
         without improvement.
 
     verbose : bool or int, default=False
-        Whether to print loss and validation score after each epoch.
+        Whether to print loss and validation score after each epoch. With 2 or more a progress bar
+        takes the place of these lines, where stdout is a terminal.
 
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the previous call.
@@ -1413,6 +1449,10 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     Notes
     -----
     Computation is in the type of `X`: float32 stays float32. Statistics are float64 always.
+
+    From scikit-learn 1.9 on, `set_callbacks` takes what :mod:`sklearn.callback` has: `fit` is a
+    task, with one task in it for each epoch. The estimators that callbacks see there have the
+    weights of that epoch and predict with the moving statistics. A callback may end training.
 
     In a Pipeline, `X_val` has to go through the steps before this one:
     ``Pipeline(..., transform_input=["X_val"])`` does that where metadata routing is on and

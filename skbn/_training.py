@@ -2,10 +2,10 @@
 
 No arithmetic on weights, no devices. ``train`` drives an executor through a whole epoch in one call
 (or a few, where an epoch is long, so that Ctrl-C works) and decides what happens between epochs,
-word for word as scikit-learn's MLP does: what it prints, when it stops, how the learning rate
-moves. What scikit-learn has not is added beside it: scores in training mode, validation curves, the
-best epoch's statistics, and an end to training that has diverged. ``train_lbfgs`` hands the flat
-vector to scipy.
+word for word as scikit-learn's MLP does: what it says, when it stops, how the learning rate moves.
+What scikit-learn has not is added beside it: scores in training mode, validation curves, the best
+epoch's statistics, and an end to training that has diverged. ``train_lbfgs`` hands the flat vector
+to scipy. Neither prints: observers hear of every epoch, and they print, draw and call back.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -102,6 +102,48 @@ def optimizer_vectors(kind):
     return 2 if kind == OptimizerKind.ADAM else 1
 
 
+class Observer:
+    """What hears of every epoch, and may end training. This one does nothing."""
+
+    def epoch_began(self):
+        """Hear that an epoch begins."""
+
+    def epoch_ended(self, history):
+        """Hear that an epoch has ended, its figures last in ``history``; return whether to stop."""
+        return False
+
+    def message(self, text):
+        """Hear what training has to say."""
+
+    def close(self):
+        """Hear that no more epochs come, whatever the reason; warnings and errors come later."""
+
+
+class Observers(list):
+    """Observers as one, and a context that closes them. False if there are none."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for observer in self:
+            observer.close()
+
+    def epoch_began(self):
+        """Tell all that an epoch begins."""
+        for observer in self:
+            observer.epoch_began()
+
+    def epoch_ended(self, history):
+        """Tell all that an epoch has ended; return whether one of them wants to stop."""
+        return any([observer.epoch_ended(history) for observer in self])  # a list: all hear it
+
+    def message(self, text):
+        """Tell all what training has to say."""
+        for observer in self:
+            observer.message(text)
+
+
 class Optimizer:
     """An update rule with its memory and its learning rate schedule.
 
@@ -173,7 +215,7 @@ class Optimizer:
             rate = self.learning_rate_init / (n_samples_seen + 1) ** self.power_t
             self.record["learning_rate"] = rate
 
-    def should_stop(self, message, verbose):
+    def should_stop(self, message, observers):
         """Answer a lack of improvement: stop, or (if "adaptive") go on with a fifth of the rate."""
         ending = " Stopping."
         if self.schedule == "adaptive":
@@ -183,8 +225,7 @@ class Optimizer:
                 ending = f" Setting learning rate to {rate / 5.0:f}"
             else:
                 ending = " Learning rate too small. Stopping."
-        if verbose:
-            print(message + ending)
+        observers.message(message + ending)
         return ending.endswith("Stopping.")
 
 
@@ -248,7 +289,7 @@ def train(
     early_stopping,
     tol,
     n_iter_no_change,
-    verbose,
+    observers,
     scorer=None,
     incremental=False,
 ):
@@ -278,8 +319,10 @@ def train(
         Source of the shuffles.
     early_stopping : bool
         Whether the validation score, instead of the training loss, decides when to stop.
-    tol, n_iter_no_change, verbose
+    tol, n_iter_no_change
         As in :class:`skbn.MLPClassifierBN`.
+    observers : Observers
+        What hears of every epoch.
     scorer : callable, "loss" or None
         Score of the network on the validation rows: a function of the network, minus the loss, or
         the loss function's own.
@@ -303,10 +346,12 @@ def train(
         validation = _Validation(executor, loss_function, validation, scorer)
     history.n_iter = 0
     history.watch(early_stopping)
-    completed = True
+    completed, warning = True, None
     try:
-        with executor:
+        with executor, observers:
             for _ in range(max_iter):
+                if observers:
+                    observers.epoch_began()
                 if shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     shuffle_rows(data.rows, random_state)
@@ -315,8 +360,6 @@ def train(
                 history.n_samples_seen += len(data.rows)
                 history.loss_curve.append(loss)
                 history.train_scores.append(loss_function.score(scores, baseline))
-                if verbose:
-                    print(f"Iteration {history.n_iter}, loss = {loss:.8f}")
                 is_finite = isfinite(loss)
                 if validation is not None:
                     validation_loss, score = validation.measure(network)
@@ -328,42 +371,40 @@ def train(
                             f"The validation score of epoch {history.n_iter} is NaN: early "
                             "stopping cannot watch it."
                         )
-                    if verbose:
-                        print(f"Validation score: {score:f}")
                 elif history.validation_scores:
                     history.append_validation(nan, nan)
-                if not is_finite:
-                    if early_stopping and isfinite(history.best_validation_score):
-                        warnings.warn(
-                            f"{NOT_FINITE} The weights of epoch {history.best_iter} are restored.",
-                            ConvergenceWarning,
-                            stacklevel=2,
-                        )
-                        break
-                    raise diverged(network, history.n_iter)
                 if history.update(early_stopping, tol) and early_stopping:
                     best.assign(network)
                 optimizer.end_epoch(history.n_samples_seen)
+                stop = observers and observers.epoch_ended(history)
+                if not is_finite:
+                    if early_stopping and isfinite(history.best_validation_score):
+                        restored = f"The weights of epoch {history.best_iter} are restored."
+                        warning = f"{NOT_FINITE} {restored}"
+                        break
+                    raise diverged(network, history.n_iter)
+                if stop:
+                    break
                 if history.no_improvement_count > n_iter_no_change:
                     message = (
                         f"{watched} did not improve more than tol={tol:f} for "
                         f"{n_iter_no_change} consecutive epochs."
                     )
-                    if optimizer.should_stop(message, verbose):
+                    if optimizer.should_stop(message, observers):
                         break
                     history.no_improvement_count = 0
                 if incremental:
                     break
-                if history.n_iter == max_iter:
-                    warnings.warn(
-                        f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the "
-                        "optimization hasn't converged yet.",
-                        ConvergenceWarning,
-                        stacklevel=2,
-                    )
+            else:
+                warning = (
+                    f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the "
+                    "optimization hasn't converged yet."
+                )
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)
         completed = False
+    if warning:
+        warnings.warn(warning, ConvergenceWarning, stacklevel=2)
     if early_stopping:
         network.assign(best)
     if network.first_non_finite_layer() is not None:
@@ -382,7 +423,7 @@ def train_lbfgs(
     max_iter,
     max_fun,
     tol,
-    verbose,
+    observers,
     scorer=None,
 ):
     """Train a network in place by L-BFGS on the whole flat vector and all rows at once.
@@ -405,8 +446,10 @@ def train_lbfgs(
         Training rows.
     validation : Rows or None
         Rows to score after each iteration.
-    max_iter, max_fun, tol, verbose
+    max_iter, max_fun, tol
         As in :class:`skbn.MLPClassifierBN`.
+    observers : Observers
+        What hears of every iteration.
     scorer : callable, "loss" or None
         As in :func:`train`.
 
@@ -428,6 +471,7 @@ def train_lbfgs(
     evaluated = {}  # by the last call of the objective; L-BFGS goes on from where it evaluated last
     history.n_iter = 0
     history.watch(False)
+    completed, stopped = True, False
 
     def objective(params):
         network.params[:] = params
@@ -438,24 +482,27 @@ def train_lbfgs(
         return loss, grads.astype(np.float64)
 
     def end_iteration(_):
+        nonlocal stopped
         latest.assign(network)
         history.n_iter += 1
         history.n_samples_seen += len(data.rows)
         history.loss_curve.append(evaluated["loss"])
         history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
-        if verbose:
-            print(f"Iteration {history.n_iter}, loss = {history.loss_curve[-1]:.8f}")
         if validation is not None:
             history.append_validation(*validation.measure(network))
-            if verbose:
-                print(f"Validation score: {history.validation_scores[-1]:f}")
         elif history.validation_scores:
             history.append_validation(nan, nan)
         history.update(False, tol)
+        if observers:
+            stopped = observers.epoch_ended(history)
+            if stopped:
+                raise StopIteration
+            if history.n_iter < max_iter:
+                observers.epoch_began()
 
-    completed = True
     try:
-        with executor:
+        with executor, observers:
+            observers.epoch_began()
             result = minimize(
                 objective,
                 network.params.astype(np.float64),
@@ -476,7 +523,8 @@ def train_lbfgs(
             history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
         if not isfinite(result.fun):
             raise diverged(network, history.n_iter)
-        history.n_iter = check_optimize_result("lbfgs", result, max_iter)
+        if not stopped:
+            history.n_iter = check_optimize_result("lbfgs", result, max_iter)
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)
         network.assign(latest)

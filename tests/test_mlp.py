@@ -677,6 +677,8 @@ def test_names_and_tags():
     assert not tags.input_tags.allow_nan
     assert clone(est).get_params() == est.get_params()
     assert repr(est) == "MLPClassifierBN()"
+    # As scikit-learn's own estimators: there since it has callbacks.
+    assert hasattr(est, "set_callbacks") == hasattr(Pipeline, "set_callbacks")
     placed = MLPClassifierBN(batch_norm=("input", "before"), bn_momentum=None)
     assert repr(placed) == "MLPClassifierBN(batch_norm=('input', 'before'), bn_momentum=None)"
     assert "MLPClassifierBN" in estimator_html_repr(placed)

@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
 from skbn._losses import log_loss
-from skbn._training import NOT_FINITE, History, Rows, train
+from skbn._training import NOT_FINITE, History, Observer, Observers, Rows, train
 from skbn.backends.records import OptimizerKind
 
 N_ROWS = 10
@@ -61,6 +61,26 @@ class Scripted:
         return np.array([loss * N_ROWS, N_ROWS, score])
 
 
+class Recorder(Observer):
+    """Writes down what it hears; wants to stop after an epoch, if told so."""
+
+    def __init__(self, stop_after=None):
+        self.heard, self.stop_after = [], stop_after
+
+    def epoch_began(self):
+        self.heard.append("began")
+
+    def epoch_ended(self, history):
+        self.heard.append((history.n_iter, history.loss_curve[-1], history.best_iter))
+        return history.n_iter == self.stop_after
+
+    def message(self, text):
+        self.heard.append(text)
+
+    def close(self):
+        self.heard.append("closed")
+
+
 def run(losses, scores=(), *, rule=None, history=None, n_classes=2, **options):
     """Train on a script; return everything that it leaves."""
     network = network_case().network()
@@ -71,7 +91,7 @@ def run(losses, scores=(), *, rule=None, history=None, n_classes=2, **options):
         "early_stopping": False,
         "tol": 0.01,
         "n_iter_no_change": 2,
-        "verbose": False,
+        "observers": Observers(),
     } | options
     executor = Scripted(network, losses, scores, options.pop("validation_losses", ()))
     history = history or History()
@@ -138,22 +158,20 @@ def test_invscaling(solver):
         assert rule.record["learning_rate"][0] == pytest.approx(expected, rel=1e-15)
 
 
-def test_adaptive(capsys):
+def test_adaptive():
     """A fifth at a time, down to 1e-6; others stop at once."""
     rule = optimizer(
         network_case().network(), "plain", learning_rate_init=2e-5, schedule="adaptive"
     )
-    rates = []
-    while not rule.should_stop("It did not improve.", True):
+    rates, recorder = [], Recorder()
+    while not rule.should_stop("It did not improve.", Observers([recorder])):
         rates.append(rule.record["learning_rate"][0])
     assert rates == pytest.approx([4e-6, 8e-7])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "It did not improve. Setting learning rate to 0.000004"
-    assert lines[-1] == "It did not improve. Learning rate too small. Stopping."
+    assert recorder.heard[0] == "It did not improve. Setting learning rate to 0.000004"
+    assert recorder.heard[-1] == "It did not improve. Learning rate too small. Stopping."
     for solver, schedule in [("plain", "constant"), ("adam", "adaptive")]:
         rule = optimizer(network_case().network(), solver, schedule=schedule)
-        assert rule.should_stop("It did not improve.", False)
-        assert capsys.readouterr().out == ""
+        assert rule.should_stop("It did not improve.", Observers())
 
 
 # History.
@@ -258,12 +276,64 @@ def test_last_epoch_warns():
         run([1.0, 0.5])
 
 
-def test_verbose(capsys):
-    run([1.0] * 4, [5] * 4, early_stopping=True, verbose=True)
-    out = capsys.readouterr().out.splitlines()
-    assert out[:2] == ["Iteration 1, loss = 1.00000000", "Validation score: 0.500000"]
-    assert out[-1].startswith("Validation score did not improve more than tol=0.010000 for 2 ")
-    assert out[-1].endswith(" consecutive epochs. Stopping.")
+def test_silent_unless_observed(capsys):
+    run([1.0] * 4, [5] * 4, early_stopping=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_observers():
+    """All hear everything, in order, whatever one of them wants; the figures are those so far."""
+    hasty, patient = Recorder(stop_after=2), Recorder()
+    *_, completed = run([1.0, 0.5, 0.2], observers=Observers([hasty, patient]))
+    assert hasty.heard == ["began", (1, 1.0, 1), "began", (2, 0.5, 2), "closed"]
+    assert patient.heard == hasty.heard
+    assert completed
+
+
+def test_observers_with_early_stopping():
+    """The best epoch is chosen before they hear of the epoch, and comes back if they stop."""
+    recorder = Recorder(stop_after=3)
+    network, *_ = run(
+        [1.0, 0.5, 0.2], [5, 9, 6], early_stopping=True, observers=Observers([recorder])
+    )
+    assert recorder.heard[1::2] == [(1, 1.0, 1), (2, 0.5, 2), (3, 0.2, 2)]
+    assert set(network.params) == {2}
+
+
+def test_message():
+    recorder = Recorder()
+    run([1.0] * 5, [5] * 5, early_stopping=True, observers=Observers([recorder]))
+    assert recorder.heard[-2:] == [
+        "Validation score did not improve more than tol=0.010000 for 2 consecutive epochs. "
+        "Stopping.",
+        "closed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "scores", "warning"),
+    [
+        ([1.0, 0.5], [], "Maximum iterations"),
+        ([1.0, KeyboardInterrupt], [], "interrupted by user"),
+        ([1.0, nan], [9, 9], "are restored"),
+    ],
+)
+def test_observers_close_before_warnings(losses, scores, warning, monkeypatch):
+    """What they have begun to print is complete when something else is printed."""
+    recorder = Recorder()
+    monkeypatch.setattr(
+        "skbn._training.warnings.warn", lambda text, *_, **__: recorder.message(text)
+    )
+    run(losses, scores, early_stopping=bool(scores), observers=Observers([recorder]))
+    assert recorder.heard[-2] == "closed"
+    assert warning in recorder.heard[-1]
+
+
+def test_observers_close_before_errors():
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="diverged"):
+        run([1.0, inf], observers=Observers([recorder]))
+    assert recorder.heard[2:] == ["began", (2, inf, 1), "closed"]
 
 
 def test_interrupt():
