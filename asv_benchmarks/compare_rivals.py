@@ -289,6 +289,21 @@ def jax_net(problem):
     }
 
 
+def fitted(contender, method, n_rows, problem):
+    """Calls of one method of a model that was fitted before: ``predict`` or ``partial_fit``."""
+    X, y = problem.data()
+    ((_, turn),) = contender(problem).items()
+    model = turn(0, 1)[1].__self__
+    rows = np.resize(X, (n_rows, X.shape[1]))
+    arguments = (rows,) if method == "predict" else (rows, np.resize(y, n_rows))
+
+    def call(seed):
+        getattr(model, method)(*arguments)
+        return model.predict_proba
+
+    return {method: timed(call)}
+
+
 def import_in_fresh_interpreter(module, loaded_before):
     """A turn that starts new interpreters and times one import in them."""
     code = (
@@ -362,6 +377,23 @@ TARGETS = [
         must=10,
         aim=20,
         one_core=False,
+    ),
+    *(
+        Target(
+            id,
+            f"2-50-1, SGD, {what}: scikit-learn without batch norm",
+            SMALL_SGD,
+            functools.partial(fitted, sklearn_net, method, n_rows),
+            must,
+            aim,
+            ours=functools.partial(fitted, skbn_net, method, n_rows),
+            one_core=n_rows < 1000,
+        )
+        for id, what, method, n_rows, must, aim in [
+            ("C15", "predict one row", "predict", 1, 1, 1.5),
+            ("C15", "predict a million rows", "predict", 1_000_000, 1.5, 3),
+            ("C18", "partial_fit of 32 rows", "partial_fit", 32, 2, 4),
+        ]
     ),
     Target(
         "C16",
