@@ -13,12 +13,25 @@ from typing import NamedTuple
 
 from skbn.backends.records import Activation, LayerKind, Statistics
 
-ACTIVATIONS = {
+# Dense and BatchNorm apply these to their own output, the only thing they keep: it gives the
+# derivative away.
+FUSED_ACTIVATIONS = {
     "identity": Activation.IDENTITY,
     "logistic": Activation.LOGISTIC,
     "tanh": Activation.TANH,
     "relu": Activation.RELU,
 }
+# These are layers of their own, which read z and write y, so that backward has z. GELU and SiLU
+# need it: two z share one y. For the others it saves digits (ELU's slope is y + 1, with y near -1).
+ELEMENTWISE_ACTIVATIONS = {
+    "leaky_relu": Activation.LEAKY_RELU,
+    "elu": Activation.ELU,
+    "selu": Activation.SELU,
+    "gelu": Activation.GELU,
+    "silu": Activation.SILU,
+    "softplus": Activation.SOFTPLUS,
+}
+ACTIVATIONS = FUSED_ACTIVATIONS | ELEMENTWISE_ACTIVATIONS
 
 
 class TensorSpec(NamedTuple):
@@ -58,7 +71,7 @@ class Dense:
         return 0
 
     def record_fields(self):
-        return {"activation": ACTIVATIONS[self.activation], "train_bias": self.train_bias}
+        return {"activation": FUSED_ACTIVATIONS[self.activation], "train_bias": self.train_bias}
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class BatchNorm:
 
     def record_fields(self):
         return {
-            "activation": ACTIVATIONS[self.activation],
+            "activation": FUSED_ACTIVATIONS[self.activation],
             "momentum": nan if self.momentum is None else self.momentum,
             "epsilon": self.epsilon,
             "virtual_batch_size": self.virtual_batch_size or 0,
@@ -111,13 +124,11 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Inverted dropout: a unit is zero with probability ``rate``, else divided by ``1 - rate``."""
+class _Weightless:
+    """A layer that maps each unit to itself and keeps nothing from one batch to the next."""
 
     n_out: int
-    rate: float
 
-    kind = LayerKind.DROPOUT
     min_rows = 1
     architecture = None  # it holds no weights: it may come and go
 
@@ -134,8 +145,29 @@ class Dropout:
     def saved_size(self, stride):
         return 0
 
+
+@dataclass(frozen=True)
+class Dropout(_Weightless):
+    """Inverted dropout: a unit is zero with probability ``rate``, else divided by ``1 - rate``."""
+
+    rate: float
+
+    kind = LayerKind.DROPOUT
+
     def record_fields(self):
         return {"activation": Activation.IDENTITY, "rate": self.rate}
+
+
+@dataclass(frozen=True)
+class Elementwise(_Weightless):
+    """One of ``ELEMENTWISE_ACTIVATIONS``, applied to what the layer before it gives."""
+
+    activation: str
+
+    kind = LayerKind.ELEMENTWISE
+
+    def record_fields(self):
+        return {"activation": ELEMENTWISE_ACTIVATIONS[self.activation]}
 
 
 def multilayer_perceptron(
@@ -170,6 +202,7 @@ def multilayer_perceptron(
     list
         Layers in the order of the forward pass.
     """
+    fused = activation if activation in FUSED_ACTIVATIONS else "identity"
     layers = []
     if "input" in placements:
         layers.append(BatchNorm(n_features, "input", -1, **bn_options))
@@ -179,9 +212,11 @@ def multilayer_perceptron(
             # The mean subtraction cancels this bias, so its gradient is rounding noise: never train
             # it.
             layers.append(Dense(n_in, width, train_bias=False))
-            layers.append(BatchNorm(width, "before", hidden_layer, activation, **bn_options))
+            layers.append(BatchNorm(width, "before", hidden_layer, fused, **bn_options))
         else:
-            layers.append(Dense(n_in, width, activation))
+            layers.append(Dense(n_in, width, fused))
+        if activation != fused:
+            layers.append(Elementwise(width, activation))
         if "after" in placements:
             layers.append(BatchNorm(width, "after", hidden_layer, **bn_options))
         if dropout > 0:

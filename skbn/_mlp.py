@@ -631,8 +631,21 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     hidden_layer_sizes : array-like of int, default=(100,)
         Number of units of each hidden layer.
 
-    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
-        Activation of the hidden layers.
+    activation : {"identity", "logistic", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", \
+            "silu", "softplus"}, default="relu"
+        Activation of the hidden layers, a function of each unit's z:
+
+        - "identity": z.
+        - "logistic": 1 / (1 + exp(-z)).
+        - "tanh": tanh(z).
+        - "relu": max(z, 0).
+        - "leaky_relu": z above 0 and 0.01 z below (Maas et al., 2013; the slope is PyTorch's).
+        - "elu": z above 0 and exp(z) - 1 below (Clevert et al., 2016).
+        - "selu": ELU by the two factors that keep mean 0 and variance 1 (Klambauer et al., 2017),
+          made for ``weight_init="lecun_normal"``.
+        - "gelu": z times the normal distribution function at z (Hendrycks and Gimpel, 2016).
+        - "silu": z / (1 + exp(-z)), also called swish (Elfwing et al., 2018).
+        - "softplus": log(1 + exp(z)) (Dugas et al., 2001).
 
     batch_norm : {"input", "before", "after"}, tuple of these or None, default="after"
         Where batch normalization stands:
@@ -1236,8 +1249,21 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     hidden_layer_sizes : array-like of int, default=(100,)
         Number of units of each hidden layer.
 
-    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
-        Activation of the hidden layers.
+    activation : {"identity", "logistic", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", \
+            "silu", "softplus"}, default="relu"
+        Activation of the hidden layers, a function of each unit's z:
+
+        - "identity": z.
+        - "logistic": 1 / (1 + exp(-z)).
+        - "tanh": tanh(z).
+        - "relu": max(z, 0).
+        - "leaky_relu": z above 0 and 0.01 z below (Maas et al., 2013; the slope is PyTorch's).
+        - "elu": z above 0 and exp(z) - 1 below (Clevert et al., 2016).
+        - "selu": ELU by the two factors that keep mean 0 and variance 1 (Klambauer et al., 2017),
+          made for ``weight_init="lecun_normal"``.
+        - "gelu": z times the normal distribution function at z (Hendrycks and Gimpel, 2016).
+        - "silu": z / (1 + exp(-z)), also called swish (Elfwing et al., 2018).
+        - "softplus": log(1 + exp(z)) (Dugas et al., 2001).
 
     batch_norm : {"input", "before", "after"}, tuple of these or None, default="after"
         Where batch normalization stands:

@@ -24,7 +24,14 @@ from types import NoneType
 import numpy as np
 from sklearn.base import is_classifier
 
-from skbn._layers import ACTIVATIONS, BatchNorm, Dense, Dropout
+from skbn._layers import (
+    ELEMENTWISE_ACTIVATIONS,
+    FUSED_ACTIVATIONS,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Elementwise,
+)
 from skbn._network import Network
 from skbn._sklearn_compat import (
     Interval,
@@ -50,19 +57,20 @@ NOT_NEGATIVE = Interval(Real, 0, LARGEST, closed="both")
 FRACTION = Interval(Real, 0, 1, closed="left")
 
 # What each field must be, kind by kind.
-ACTIVATION = StrOptions(set(ACTIVATIONS))
+FUSED = StrOptions(set(FUSED_ACTIVATIONS))
+ELEMENTWISE = StrOptions(set(ELEMENTWISE_ACTIVATIONS))
 LAYERS = {
     Dense: {
         "n_in": [WIDTH],
         "n_out": [WIDTH],
-        "activation": [ACTIVATION],
+        "activation": [FUSED],
         "train_bias": ["boolean"],
     },
     BatchNorm: {
         "n_out": [WIDTH],
         "position": [StrOptions({"input", "before", "after"})],
         "hidden_layer": [Interval(Integral, -1, 2**31 - 1, closed="both")],
-        "activation": [ACTIVATION],
+        "activation": [FUSED],
         "momentum": [FRACTION, None],
         "epsilon": [NOT_NEGATIVE],
         "center": ["boolean"],
@@ -70,6 +78,7 @@ LAYERS = {
         "virtual_batch_size": [Interval(Integral, 1, 2**62, closed="both"), None],
     },
     Dropout: {"n_out": [WIDTH], "rate": [FRACTION]},
+    Elementwise: {"n_out": [WIDTH], "activation": [ELEMENTWISE]},
 }
 KINDS = {layer.__name__: layer for layer in LAYERS}
 NETWORK = {

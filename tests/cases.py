@@ -20,7 +20,15 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array, issparse
 
-from skbn._layers import BatchNorm, Dense, Dropout, multilayer_perceptron
+from skbn._layers import (
+    ELEMENTWISE_ACTIVATIONS,
+    FUSED_ACTIVATIONS,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Elementwise,
+    multilayer_perceptron,
+)
 from skbn._losses import MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network
 from skbn._training import Optimizer
@@ -48,7 +56,26 @@ PLACEMENTS = (
     ("input", "before"),
     ("before", "after"),
 )
-ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+FUSED = tuple(FUSED_ACTIVATIONS)
+ELEMENTWISE = tuple(ELEMENTWISE_ACTIVATIONS)
+ACTIVATIONS = FUSED + ELEMENTWISE
+
+
+def _placed(placements, activations):
+    return {
+        f"{'+'.join(where) or 'none'}-{activation}": (where, activation)
+        for where, activation in product(placements, activations)
+    }
+
+
+# An elementwise layer sees only its neighbours, so three placements show it all there is.
+FUSED_PLACED = _placed(PLACEMENTS, FUSED)
+ELEMENTWISE_PLACED = _placed(PLACEMENTS[:3], ELEMENTWISE)
+each_placed, each_elementwise_placed = (
+    pytest.mark.parametrize(("placements", "activation"), list(placed.values()), ids=list(placed))
+    for placed in (FUSED_PLACED | ELEMENTWISE_PLACED, ELEMENTWISE_PLACED)
+)
+
 SOLVERS = MappingProxyType(
     {
         "plain": {"solver": "sgd", "momentum": 0.0},
@@ -167,7 +194,7 @@ def network_case(
 
 
 def _grid():
-    """Every placement by every activation; sizes go round beside them in periods of their own."""
+    """Placements by fused activations; sizes go round beside them in periods of their own."""
     sizes = zip(
         cycle([(50,), (1,), (64,), (3,), (50, 3, 64), (70,), (9, 7)]),
         cycle([2, 1, 20, 8, 9]),
@@ -176,7 +203,7 @@ def _grid():
         strict=False,
     )
     for (placements, activation), (hidden, n_features, n_classes, n_rows) in zip(
-        product(PLACEMENTS, ACTIVATIONS), sizes, strict=False
+        product(PLACEMENTS, FUSED), sizes, strict=False
     ):
         case = network_case(placements, activation, hidden, n_features, n_classes, n_rows=n_rows)
         where = "+".join(placements) or "none"
@@ -184,6 +211,11 @@ def _grid():
 
 
 NETWORKS = dict(_grid()) | {
+    # Seven units and a pad that the layer behind them reads: it counts inputs by twos.
+    **{
+        name: network_case(*placed, (7, 19), 5, 3, n_rows=31)
+        for name, placed in ELEMENTWISE_PLACED.items()
+    },
     # Options of batch norm.
     "no gamma": network_case(bn={"scale": False}),
     "no beta": network_case(("input", "before"), bn={"center": False}),
@@ -276,7 +308,7 @@ LAYERS = (
             Dense(n_in, n_out, activation), n_rows
         )
         for (activation, n_in), n_out, n_rows in zip(
-            product(ACTIVATIONS, [1, 2, 3, 5, 8, 9, 20]),
+            product(FUSED, [1, 2, 3, 5, 8, 9, 20]),
             cycle([50, 1, 3, 8, 64, 70, 16, 2, 33]),
             cycle([32, 2, 31, 3, 64]),
             strict=False,
@@ -285,7 +317,13 @@ LAYERS = (
     | {
         f"norm-{activation}-{n_out}x{n_rows}": LayerCase(_norm(n_out, activation), n_rows)
         for (activation, n_out), n_rows in zip(
-            product(ACTIVATIONS, [1, 3, 8, 50, 64, 70]), cycle([32, 2, 129, 3, 31]), strict=False
+            product(FUSED, [1, 3, 8, 50, 64, 70]), cycle([32, 2, 129, 3, 31]), strict=False
+        )
+    }
+    | {
+        f"{activation}-{n_out}x{n_rows}": LayerCase(Elementwise(n_out, activation), n_rows)
+        for (activation, n_out), n_rows in zip(
+            product(ELEMENTWISE, [1, 3, 50, 64]), cycle([32, 2, 129, 3, 31]), strict=False
         )
     }
     | {

@@ -4,13 +4,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import pickle
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 from cases import LAYERS, each_layer
 
-from skbn._layers import ACTIVATIONS, BatchNorm, Dense, Dropout, multilayer_perceptron
+from skbn._layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Elementwise,
+    multilayer_perceptron,
+)
 from skbn.backends.records import LAYER_DTYPE, Activation, LayerKind
 
 
@@ -40,16 +48,26 @@ def perceptron(placements, dropout=0.0, activation="tanh"):
     ],
     ids=str,
 )
-def test_order(placements, dropout, expected):
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_order(placements, dropout, expected, activation):
     """Kind and width of each layer, t with the activation, * with a bias that is not trained."""
-    letters = {Dense: "D", BatchNorm: "N", Dropout: "O"}
+    if activation == "gelu":  # a layer of its own at the same place
+        expected = re.sub(r"(\d)t", r"\1 E\1", expected)
+    letters = {Dense: "D", BatchNorm: "N", Dropout: "O", Elementwise: "E"}
     assert expected == " ".join(
         letters[type(layer)]
         + str(layer.n_out)
         + "t" * (getattr(layer, "activation", "identity") == "tanh")
         + "*" * (not getattr(layer, "train_bias", True))
-        for layer in perceptron(placements, dropout)
+        for layer in perceptron(placements, dropout, activation)
     )
+
+
+def test_who_applies_an_activation():
+    """A dense layer has no kernel for what needs z behind it, nor an elementwise layer for ReLU."""
+    for layer in (Dense(3, 5, "gelu"), BatchNorm(5, "before", 0, "gelu"), Elementwise(5, "relu")):
+        with pytest.raises(KeyError, match=layer.activation):
+            layer.record_fields()
 
 
 def test_where_batch_norm_says_it_stands():
@@ -90,7 +108,7 @@ def test_tensors():
         assert ("weight" in specs, "bias" in specs) == (scale, center)
         assert not any(s.penalized for s in specs.values())
         assert [s.initial for s in specs.values()] == [1.0] * scale + [0.0] * center
-    assert list(Dropout(5, 0.5).tensors()) == []
+    assert list(Dropout(5, 0.5).tensors()) == list(Elementwise(5, "elu").tensors()) == []
 
 
 def test_record_fields():
@@ -101,4 +119,5 @@ def test_record_fields():
     assert fields["virtual_batch_size"] == 0
     assert fields["activation"] == Activation.RELU
     assert Dense(1, 1, train_bias=False).record_fields()["train_bias"] is False
+    assert Elementwise(5, "gelu").record_fields() == {"activation": Activation.GELU}
     assert set(ACTIVATIONS.values()) == set(Activation)

@@ -20,6 +20,7 @@ import pytest
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit, log_softmax
+from scipy.stats import norm
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
@@ -39,6 +40,12 @@ ACTIVATIONS = {
     "logistic": expit,
     "tanh": np.tanh,
     "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.maximum(z, 0.01 * z),
+    "elu": lambda z: np.where(z > 0, z, np.exp(z) - 1),
+    "selu": lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * (np.exp(z) - 1)),
+    "gelu": lambda z: z * norm.cdf(z),
+    "silu": lambda z: z * expit(z),
+    "softplus": lambda z: np.log(1 + np.exp(z)),
 }
 # A learning rate that moves no weight: what an epoch measures can then be worked out by hand.
 FROZEN = {"solver": "sgd", "momentum": 0.0, "learning_rate_init": 1e-300}
@@ -149,6 +156,24 @@ def test_predictions_by_hand(placement, n_classes, statistics, options, blobs, s
     assert_allclose(est.predict_proba(X).sum(axis=1), 1)
     assert_array_equal(est.predict(X), est.classes_[log_proba.argmax(axis=1)])
     assert est.score(X, y) == np.mean(est.predict(X) == y)
+
+
+@each_placement
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_by_hand(activation, placement, blobs, seed):
+    """From the start, and when a model goes on that was begun with another one."""
+    X, y = blobs()
+    for first in ("relu", "silu"):
+        est = make(placement, seed, activation=first, warm_start=True).fit(X, y)
+        est.set_params(activation=activation).fit(X, y)
+        assert_allclose(
+            est.predict_log_proba(X), log_probabilities(walk(est, X, population)), atol=1e-12
+        )
+
+
+def test_all_activations_are_tried():
+    (choices,) = MLPClassifierBN._parameter_constraints["activation"]
+    assert set(ACTIVATIONS) == choices.options
 
 
 @each_norm

@@ -450,6 +450,7 @@ def with_value(index, value):
         ((*LAYER, 1, "n_out"), 2**31 - 1, "params has shape"),
         ((*LAYER, 1, "n_out"), 5, "params has shape"),
         ((*LAYER, 1, "activation"), "sin", "'activation' parameter of layer 1"),
+        ((*LAYER, 1, "activation"), "gelu", "'activation' parameter of layer 1"),
         ((*LAYER, 1, "train_bias"), 0, "'train_bias' parameter of layer 1"),
         ((*LAYER, 4, "n_out"), 99, "Layer 4 takes 99 inputs"),
         ((*LAYER, 4, "rate"), 1.0, "'rate' parameter of layer 4"),

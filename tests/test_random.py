@@ -5,7 +5,7 @@
 
 import numpy as np
 import pytest
-from cases import each_dtype, each_executor, network_case, run_layer
+from cases import ELEMENTWISE, each_dtype, each_executor, network_case, run_layer
 from numpy.testing import assert_array_equal
 from scipy.stats import kstest
 from sklearn.neural_network import MLPClassifier
@@ -84,6 +84,15 @@ def test_auto_is_scikit_learns(activation, dtype, seed):
         assert_array_equal(ours, theirs)
     for ours, theirs in zip(network.intercepts, model.intercepts_, strict=True):
         assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", ELEMENTWISE)
+def test_auto_where_scikit_learn_has_no_such_activation(activation, seed):
+    """Its bound for all but logistic units."""
+    ours, expected = (
+        initialized("auto", np.random.RandomState(seed), a).params for a in (activation, "relu")
+    )
+    assert_array_equal(ours, expected)
 
 
 def test_draws_do_not_depend_on_what_is_compared(seed):

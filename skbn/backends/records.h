@@ -15,9 +15,28 @@
 
 #include <stdint.h>
 
-enum { SKBN_DENSE = 1, SKBN_BATCH_NORM = 2, SKBN_DROPOUT = 3 };
+enum { SKBN_DENSE = 1, SKBN_BATCH_NORM = 2, SKBN_DROPOUT = 3, SKBN_ELEMENTWISE = 4 };
 
-enum { SKBN_IDENTITY = 0, SKBN_LOGISTIC = 1, SKBN_TANH = 2, SKBN_RELU = 3 };
+enum {
+    SKBN_IDENTITY = 0,
+    SKBN_LOGISTIC = 1,
+    SKBN_TANH = 2,
+    SKBN_RELU = 3,
+    SKBN_LEAKY_RELU = 4,
+    SKBN_ELU = 5,
+    SKBN_SELU = 6,
+    SKBN_GELU = 7,
+    SKBN_SILU = 8,
+    SKBN_SOFTPLUS = 9
+};
+
+/* Slope of leaky ReLU below 0: Maas et al. (2013), and the default of PyTorch. */
+#define SKBN_LEAKY_SLOPE 0.01
+
+/* SELU is scale * z above 0 and scale * alpha * (exp(z) - 1) below, with mean 0 and variance 1 as a fixed point:
+ * Klambauer et al. (2017), by the formulas of their appendix. */
+#define SKBN_SELU_SCALE 1.0507009873554804934193349852946
+#define SKBN_SELU_SCALE_ALPHA 1.7580993408473768599402175208123
 
 enum {
     SKBN_BINARY_LOG_LOSS = 1,
@@ -49,7 +68,7 @@ enum {
 
 typedef struct {
     int64_t kind;               /* SKBN_DENSE, ... */
-    int64_t activation;         /* applied to what the layer computes, SKBN_IDENTITY, ... */
+    int64_t activation;         /* applied to what the layer computes, SKBN_IDENTITY, ...; elementwise: what it computes */
     int64_t n_in, n_out;        /* true widths */
     int64_t in_stride;          /* widths padded to 64 bytes: the strides between rows */
     int64_t out_stride;

@@ -8,12 +8,23 @@ cdef extern from "records.h" nogil:
         SKBN_DENSE
         SKBN_BATCH_NORM
         SKBN_DROPOUT
+        SKBN_ELEMENTWISE
 
     enum:
         SKBN_IDENTITY
         SKBN_LOGISTIC
         SKBN_TANH
         SKBN_RELU
+        SKBN_LEAKY_RELU
+        SKBN_ELU
+        SKBN_SELU
+        SKBN_GELU
+        SKBN_SILU
+        SKBN_SOFTPLUS
+
+    const double SKBN_LEAKY_SLOPE
+    const double SKBN_SELU_SCALE
+    const double SKBN_SELU_SCALE_ALPHA
 
     enum:
         SKBN_BINARY_LOG_LOSS

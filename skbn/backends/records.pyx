@@ -15,15 +15,22 @@ class LayerKind(IntEnum):
     DENSE = SKBN_DENSE
     BATCH_NORM = SKBN_BATCH_NORM
     DROPOUT = SKBN_DROPOUT
+    ELEMENTWISE = SKBN_ELEMENTWISE
 
 
 class Activation(IntEnum):
-    """Elementwise function applied to what a layer computes."""
+    """Elementwise function of a hidden unit."""
 
     IDENTITY = SKBN_IDENTITY
     LOGISTIC = SKBN_LOGISTIC
     TANH = SKBN_TANH
     RELU = SKBN_RELU
+    LEAKY_RELU = SKBN_LEAKY_RELU
+    ELU = SKBN_ELU
+    SELU = SKBN_SELU
+    GELU = SKBN_GELU
+    SILU = SKBN_SILU
+    SOFTPLUS = SKBN_SOFTPLUS
 
 
 class LossKind(IntEnum):
@@ -64,6 +71,11 @@ class Statistics(IntEnum):
     POPULATION_MEAN = SKBN_POPULATION_MEAN
     POPULATION_VAR = SKBN_POPULATION_VAR
     N_BATCHES = SKBN_N_BATCHES
+
+
+LEAKY_SLOPE = SKBN_LEAKY_SLOPE
+SELU_SCALE = SKBN_SELU_SCALE
+SELU_SCALE_ALPHA = SKBN_SELU_SCALE_ALPHA
 
 
 def _dtypes():

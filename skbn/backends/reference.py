@@ -9,10 +9,13 @@ float32 kernel that works with split means.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
-from scipy.special import expit, xlogy
+from scipy.special import expit, ndtr, xlogy
 
 from skbn.backends.records import (
     FINAL_RATE,
+    LEAKY_SLOPE,
+    SELU_SCALE,
+    SELU_SCALE_ALPHA,
     START_RATE,
     WARM_UP,
     Activation,
@@ -188,6 +191,45 @@ def dropout_forward(x, mask):
 
 def dropout_backward(dy, mask):
     return dy * mask
+
+
+# Elementwise layers: y = f(x) and dx = dy * f'(x).
+
+FAR = 1e3  # where exp(-x) is 0 and slopes are constant: inf * 0 would be NaN
+
+
+def elu(x, above=1.0, below=1.0):
+    return np.where(x > 0, above * x, below * np.expm1(np.minimum(x, 0)))
+
+
+def elu_slope(x, above=1.0, below=1.0):
+    return np.where(x > 0, above, below * np.exp(np.minimum(x, 0)))
+
+
+ELEMENTWISE = {
+    Activation.LEAKY_RELU: lambda x: np.where(x > 0, x, LEAKY_SLOPE * x),
+    Activation.ELU: elu,
+    Activation.SELU: lambda x: elu(x, SELU_SCALE, SELU_SCALE_ALPHA),
+    Activation.GELU: lambda x: np.maximum(x, -FAR) * ndtr(x),
+    Activation.SILU: lambda x: np.maximum(x, -FAR) * expit(x),
+    Activation.SOFTPLUS: lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+}
+SLOPES = {
+    Activation.LEAKY_RELU: lambda x: np.where(x > 0, 1, LEAKY_SLOPE),
+    Activation.ELU: elu_slope,
+    Activation.SELU: lambda x: elu_slope(x, SELU_SCALE, SELU_SCALE_ALPHA),
+    Activation.GELU: lambda x: ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi),
+    Activation.SILU: lambda x: expit(x) * (1 + x * expit(-x)),
+    Activation.SOFTPLUS: expit,
+}
+
+
+def elementwise_forward(x, activation):
+    return ELEMENTWISE[activation](x).astype(x.dtype)
+
+
+def elementwise_backward(dy, x, activation):
+    return (dy * SLOPES[activation](np.clip(x, -FAR, FAR))).astype(x.dtype)
 
 
 # Losses: what each row costs, the gradient of that with respect to raw, and what scores are made
@@ -431,6 +473,8 @@ class ReferenceExecutor:
                     x.shape, record["rate"], self.dropout_key, step, index, self.network.dtype
                 )
                 y = dropout_forward(x, kept)
+            elif kind == LayerKind.ELEMENTWISE:
+                y = elementwise_forward(x, record["activation"])
             activations.append(y)
             saved.append(kept)
         return activations, saved
@@ -474,6 +518,8 @@ class ReferenceExecutor:
                 dy = dx
             elif kind == LayerKind.DROPOUT:
                 dy = dropout_backward(dy, kept)
+            elif kind == LayerKind.ELEMENTWISE:
+                dy = elementwise_backward(dy, x, record["activation"])
 
     def _update_statistics(self, saved, weights):
         """Take what the batch norms saved into the moving statistics."""
@@ -558,6 +604,8 @@ class ReferenceExecutor:
                 x = batch_norm_forward_eval(
                     x, weight, bias, mean, var, record["epsilon"], record["activation"]
                 )
+            elif record["kind"] == LayerKind.ELEMENTWISE:
+                x = elementwise_forward(x, record["activation"])
         return x
 
     def predict(self, X):

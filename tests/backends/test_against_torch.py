@@ -11,10 +11,11 @@ efficient form and scikit-learn before it, so torch is given epsilon / sqrt(1 - 
 import numpy as np
 import pytest
 from cases import (
-    ACTIVATIONS,
+    FUSED,
     PLACEMENTS,
     SOLVERS,
     assert_close,
+    each_elementwise_placed,
     each_judged,
     is_frozen,
     network_case,
@@ -24,7 +25,7 @@ from cases import (
     train_epochs,
 )
 
-from skbn._layers import Dense
+from skbn._layers import BatchNorm, Dense
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -40,6 +41,12 @@ FUNCTIONS = {
     "logistic": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
+    "leaky_relu": functional.leaky_relu,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "softplus": lambda z: functional.softplus(z, threshold=40),  # linear beyond; 20 costs 2e-9
 }
 OPTIMIZERS = {
     "plain": lambda p: torch.optim.SGD(p, LEARNING_RATE),
@@ -85,7 +92,7 @@ class TorchNetwork:
                 weight, bias = self.tensors[index, "weight"], self.tensors[index, "bias"]
                 x = x @ weight + bias
                 penalty = penalty + (weight**2).sum()
-            else:
+            elif isinstance(layer, BatchNorm):
                 parts = x.split(layer.virtual_batch_size or n_rows)
                 x = torch.cat([self.normalize(index, layer, part) for part in parts])
             x = FUNCTIONS[layer.activation](x)
@@ -165,7 +172,7 @@ def test_ten_steps(placements, n_classes, solver, executor):
 
 
 @each_judged
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize(
     "options",
     [
@@ -181,3 +188,9 @@ def test_ten_steps(placements, n_classes, solver, executor):
 def test_ten_steps_by_option(options, activation, executor):
     case = network_case(("input", "after"), activation, (9,), 3, bn=options, n_rows=80)
     check(case, "nesterov", executor)
+
+
+@each_judged
+@each_elementwise_placed
+def test_ten_steps_of_elementwise_layers(placements, activation, executor):
+    check(network_case(placements, activation, (9, 5), 3, 3, n_rows=80), "nesterov", executor)

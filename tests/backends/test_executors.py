@@ -37,7 +37,7 @@ from cases import (
 from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array
 
-from skbn._layers import BatchNorm, Dense, Dropout
+from skbn._layers import BatchNorm, Dense, Dropout, Elementwise
 from skbn.backends import get_executor, reference
 from skbn.backends.cpu.processor import instruction_levels
 
@@ -81,6 +81,10 @@ def layer_by_formula(layer, x, dy, given, key, step):
     elif isinstance(layer, Dropout):
         mask = reference.dropout_mask(x.shape, layer.rate, key, step, 1, x.dtype)
         y, dx, gradients = x * mask, dy * mask, (None, None)
+    elif isinstance(layer, Elementwise):
+        y = reference.elementwise_forward(x, fields["activation"])
+        dx = reference.elementwise_backward(dy, x, fields["activation"])
+        gradients = (None, None)
     else:
         y, dx, gradients = np.empty_like(x), np.empty_like(x), [0, 0]
         for rows in reference.batch_slices(len(x), layer.virtual_batch_size, 2):

@@ -11,11 +11,12 @@ cancellation, at offsets where a difference of losses would see nothing.
 import numpy as np
 import pytest
 from cases import (
-    ACTIVATIONS,
+    FUSED,
     PLACEMENTS,
     assert_close,
     each_compiled,
     each_dtype,
+    each_elementwise_placed,
     each_executor,
     each_judged,
     is_frozen,
@@ -72,12 +73,19 @@ def check_gradient(executor, case):
 
 @each_judged
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("placements", PLACEMENTS, ids=lambda p: "+".join(p) or "none")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_finite_differences(options, placements, activation, n_classes, executor):
     options = {"n_rows": 12} | OPTIONS[options]
     check_gradient(executor, network_case(placements, activation, (4, 3), 3, n_classes, **options))
+
+
+@each_judged
+@each_elementwise_placed
+def test_finite_differences_of_elementwise_layers(placements, activation, executor):
+    options = {"n_rows": 12} | OPTIONS["everything"]
+    check_gradient(executor, network_case(placements, activation, (4, 3), 3, 3, **options))
 
 
 @each_judged
@@ -164,7 +172,7 @@ def test_batch_norm_backward(epsilon, ratio, dtype, executor, seed):
     assert np.abs(found["sum of dx"]).max() < 16 * noise * np.abs(expected).sum()
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 def test_batch_norm_backward_of_the_reference(activation, seed):
     """The function that judges the kernels, by central differences of what goes forward."""
     rng = np.random.RandomState(seed)

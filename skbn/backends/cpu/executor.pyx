@@ -38,6 +38,7 @@ from skbn.backends.cpu.batch_norm cimport (
 )
 from skbn.backends.cpu.dense cimport add_penalty, dense_backward, dense_forward
 from skbn.backends.cpu.dropout cimport dropout_apply
+from skbn.backends.cpu.elementwise cimport elementwise_backward, elementwise_forward
 from skbn.backends.cpu.floating_point cimport flush_denormals, restore_mode
 from skbn.backends.cpu.losses cimport (
     binary_log_loss,
@@ -59,6 +60,7 @@ from skbn.backends.records cimport (
     SKBN_CATEGORICAL_LOG_LOSS,
     SKBN_DENSE,
     SKBN_DROPOUT,
+    SKBN_ELEMENTWISE,
     SKBN_MOVING_MEAN,
     SKBN_POPULATION_MEAN,
     LayerRecord,
@@ -193,6 +195,8 @@ cdef void forward(
             dropout_apply(
                 y, x, n_rows, layer.n_out, layer.out_stride, layer.rate, plan.key, step, <uint32_t> index
             )
+        elif layer.kind == SKBN_ELEMENTWISE:
+            elementwise_forward(y, x, n_rows, layer.n_out, layer.out_stride, layer.activation)
 
 
 cdef double backward(
@@ -271,6 +275,8 @@ cdef double backward(
             dropout_apply(
                 dx, dy, n_rows, layer.n_out, layer.out_stride, layer.rate, plan.key, step, <uint32_t> index
             )
+        elif layer.kind == SKBN_ELEMENTWISE and dx != NULL:
+            elementwise_backward(dx, dy, x, n_rows, layer.out_stride, layer.activation)
     return 0.5 * plan.alpha * squares
 
 
@@ -399,6 +405,9 @@ cdef floating* forward_eval(
                 here, here, weight, bias, mean, mean + layer.out_stride,
                 n_rows, layer.n_out, layer.out_stride, layer.epsilon, layer.activation,
             )
+        elif layer.kind == SKBN_ELEMENTWISE:
+            elementwise_forward(there, here, n_rows, layer.n_out, layer.out_stride, layer.activation)
+            here, there = there, here
     return here
 
 
@@ -625,7 +634,7 @@ cdef class CPUExecutor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
         for index in range(layers.shape[0]):
-            if layers[index].kind not in (SKBN_DENSE, SKBN_BATCH_NORM, SKBN_DROPOUT):
+            if layers[index].kind not in (SKBN_DENSE, SKBN_BATCH_NORM, SKBN_DROPOUT, SKBN_ELEMENTWISE):
                 raise ValueError(f"The CPU executor does not know layers of kind {layers[index].kind}.")
             if layers[index].virtual_batch_size < 0:
                 raise ValueError(f"Virtual batches of {layers[index].virtual_batch_size} rows are not possible.")
