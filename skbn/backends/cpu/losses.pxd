@@ -45,7 +45,7 @@ cdef inline double binary_log_loss(
     cdef double linear[ROWS]
     cdef double sums[LANES]
     cdef double products[LANES]
-    cdef floating z, p
+    cdef floating z, p, one = 1
     cdef double total = 0
     cdef Py_ssize_t i, lane, start, block, correct
     for start in range(0, n_rows, 256):  # ROWS
@@ -57,7 +57,7 @@ cdef inline double binary_log_loss(
             z = raw[start + i]
             e[i] = exponential(-magnitude(z))
             # NaN arrives by way of z * y. At the bound, log(1 + e) is less than epsilon.
-            linear[i] = bounded((z if z > 0 else 0) - z * y[i], raw)
+            linear[i] = bounded((z if z > 0 else <floating> 0) - z * y[i], raw)
             correct += (z > 0) == (y[i] > 0)
         scores[0] += correct
         for lane in range(LANES):
@@ -77,7 +77,7 @@ cdef inline double binary_log_loss(
         if draw != NULL:
             for i in range(block):
                 z = raw[start + i]
-                p = (e[i] if z < 0 else 1) / (1 + e[i])
+                p = (e[i] if z < 0 else one) / (one + e[i])
                 draw[start + i] = (p - y[i]) * rate
     return total
 
@@ -94,7 +94,7 @@ cdef inline double multilabel_log_loss(
     """sum of max(z, 0) - z y + log(1 + exp(-|z|)) over the labels; a row is right where all of its labels are."""
     cdef const floating* z
     cdef const floating* y
-    cdef floating e, p, factor
+    cdef floating e, p, factor, one = 1
     cdef double total = 0, weight = 1, loss, product
     cdef Py_ssize_t i, j
     cdef bint right
@@ -109,14 +109,14 @@ cdef inline double multilabel_log_loss(
         product = 1
         for j in range(n_labels):
             e = exponential(-magnitude(z[j]))
-            loss += bounded((z[j] if z[j] > 0 else 0) - z[j] * y[j], raw)
+            loss += bounded((z[j] if z[j] > 0 else <floating> 0) - z[j] * y[j], raw)
             product *= 1 + <double> e
             if j % 512 == 511:
                 loss += log(product)
                 product = 1
             right = right and (z[j] > 0) == (y[j] > 0)
             if draw != NULL:
-                p = (e if z[j] < 0 else 1) / (1 + e)
+                p = (e if z[j] < 0 else one) / (one + e)
                 draw[i * stride + j] = (p - y[j]) * factor
         total += weight * (loss + log(product))
         scores[0] += weight if right else 0
