@@ -95,6 +95,7 @@ cdef struct Plan:
     Py_ssize_t n_virtual        # virtual batches that `saved` holds
     Py_ssize_t batch_size
     Py_ssize_t min_rows         # a shorter rest joins the batch before it
+    Py_ssize_t rows_per_call    # rows that SECONDS_PER_CALL suffice to train on
     Py_ssize_t input_stride
     Py_ssize_t widest           # largest stride of the network
     Py_ssize_t target_size      # numbers a row has in the targets
@@ -127,11 +128,6 @@ cdef bint handlers_raise() noexcept with gil:
     return False
 
 
-cdef inline double seconds_of_batch(const Plan* plan, Py_ssize_t n_rows) noexcept nogil:
-    """A step costs 6 multiplications and additions a parameter and row, and some overhead."""
-    return n_rows * (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10 + 1e-6
-
-
 cdef inline bint meets_compressed(const Plan* plan, const Rows* X) noexcept nogil:
     """Whether the first layer takes the rows of X as they are, compressed."""
     return X.starts != NULL and plan.layers[0].kind == SKBN_DENSE
@@ -151,7 +147,7 @@ cdef void forward(
     cdef double* saved
     cdef double* statistics
     cdef double weight_seen
-    cdef bint is_long = seconds_of_batch(plan, n_rows) > SECONDS_PER_CALL
+    cdef bint is_long = n_rows > plan.rows_per_call
     cdef Py_ssize_t index, start, stop
     if not meets_compressed(plan, X):
         gather(activations, X, rows, weights, 0, n_rows, plan.input_stride)
@@ -219,7 +215,7 @@ cdef double backward(
     cdef double* dgamma = plan.scratch + 2 * plan.widest
     cdef double* dbeta = plan.scratch + 3 * plan.widest
     cdef double squares = 0
-    cdef bint is_long = seconds_of_batch(plan, n_rows) > SECONDS_PER_CALL
+    cdef bint is_long = n_rows > plan.rows_per_call
     cdef Py_ssize_t index, start, stop, j
     for index in range(plan.n_layers - 1, -1, -1):
         if is_long and handlers_raise():
@@ -663,7 +659,10 @@ cdef class CPUExecutor:
         plan.state = <double*> address(network.state, b"d", network.n_state, True)
         self.owners = (table, network.params, network.state)
         self.train_owners = None
-        self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / seconds_of_batch(plan, batch_size)))
+        # A step costs 6 multiplications and additions a parameter and row, and some overhead.
+        seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
+        plan.rows_per_call = max(1, int(SECONDS_PER_CALL / seconds_per_row))
+        self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / (batch_size * seconds_per_row + 1e-6)))
 
     def __enter__(self):
         single_threaded_blas().__enter__()
