@@ -6,6 +6,7 @@ goes on in copies, so that a call that fails leaves the estimator exactly as it 
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+import copy
 import warnings
 from contextlib import contextmanager
 from functools import cache, partial
@@ -17,12 +18,14 @@ from scipy.sparse import csr_array, csr_matrix, issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils import check_array, column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skbn._callbacks import EpochTasks
+from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._losses import REGRESSION_LOSSES, MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network, architecture
@@ -39,6 +42,7 @@ from skbn._sklearn_compat import (
     fit_context,
     has_callbacks,
     make_constraint,
+    plain_mlp,
     with_callbacks,
 )
 from skbn._training import (
@@ -78,6 +82,13 @@ HEEDED_BY = {
         "validation_fraction",
     ),
     tuple(SOLVERS),
+)
+
+# Fitted attributes of scikit-learn's MLP that have the same meaning here; weights come folded.
+PLAIN_ATTRIBUTES = (
+    *("n_features_in_", "feature_names_in_", "classes_", "n_outputs_", "out_activation_"),
+    *("n_layers_", "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_"),
+    *("validation_scores_", "best_validation_score_"),
 )
 
 
@@ -579,8 +590,88 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     def _raw_outputs(self, X):
         X = self._validate_rows(X)
-        with get_executor(self.device)(self._network, loss_kind=self._loss.kind) as executor:
+        return self._run(folded_for_predictions(self._network, X.shape[0]), X)
+
+    def _run(self, network, X):
+        with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
             return executor.predict(X)
+
+    def transform_hidden(self, X, layer=-1):
+        """Return the activations of a hidden layer, as predictions see them.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows to send through the network.
+
+        layer : int, default=-1
+            Which hidden layer, as an index of `hidden_layer_sizes`: -1 is the last.
+
+        Returns
+        -------
+        H : ndarray of shape (n_samples, hidden_layer_sizes[layer])
+            What the layer hands on: behind its activation and, with "after", behind its batch
+            normalization.
+        """
+        check_is_fitted(self)
+        dense = self._network.dense_indices
+        n_hidden = len(dense) - 1
+        if n_hidden == 0:
+            raise ValueError("There is no hidden layer in this network.")
+        if not -n_hidden <= layer < n_hidden:
+            raise IndexError(f"layer={layer} is out of range for {n_hidden} hidden layer(s).")
+        X = self._validate_rows(X)
+        return self._run(self._network.head(dense[layer % n_hidden + 1]), X)
+
+    def fold(self):
+        """Return weights in which every batch normalization is folded.
+
+        Returns
+        -------
+        coefs : list of ndarray of shape (n_in, n_out)
+            Weight matrices in float64, one a dense layer.
+
+        intercepts : list of ndarray of shape (n_out,)
+            Bias vectors in float64.
+
+        Notes
+        -----
+        The network ``activation(X @ coefs[0] + intercepts[0]) @ coefs[1] + ...`` has the same
+        outputs as this one: the statistics that predictions use, gamma and beta have gone into the
+        dense layers in front ("before") or behind ("after", "input"). Dropout does nothing in
+        predictions.
+        """
+        check_is_fitted(self)
+        network = folded(self._network)
+        return [c.copy() for c in network.coefs], [b.copy() for b in network.intercepts]
+
+    def to_sklearn(self):
+        """Return scikit-learn's MLP with the same predictions.
+
+        Returns
+        -------
+        mlp : MLPClassifier or MLPRegressor
+            Fitted as if by scikit-learn, in float64, with batch normalization folded in. It has
+            this estimator's parameters as far as scikit-learn knows them, and its defaults for
+            others: "adam" for ``solver="rmsprop"``, say. It can go on training with an optimizer of
+            its own.
+
+        Raises
+        ------
+        ValueError
+            If scikit-learn has not the activation of the hidden layers, or if one class only is
+            known: scikit-learn always has two columns of probabilities.
+        """
+        coefs, intercepts = self.fold()
+        activations = {getattr(layer, "activation", "identity") for layer in self._network.layers}
+        params = self.get_params(deep=False) | {
+            # The fitted network's, whatever set_params has said since.
+            "hidden_layer_sizes": tuple(len(intercept) for intercept in intercepts[:-1]),
+            "activation": max(activations - {"identity"}, default="identity"),
+        }
+        fitted = {name: getattr(self, name) for name in PLAIN_ATTRIBUTES if hasattr(self, name)}
+        fitted |= {"coefs_": coefs, "intercepts_": intercepts}
+        return plain_mlp(self._plain_class, *copy.deepcopy((params, fitted)))
 
     def recalibrate(self, X):
         """Measure the population statistics anew on other data; weights stay as they are.
@@ -797,7 +888,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         Class labels.
 
     coefs_ : list of ndarray of shape (n_in, n_out)
-        Weight matrices, one a dense layer. Batch normalization is not folded in.
+        Weight matrices, one a dense layer. Batch normalization is not folded in; see `fold`.
 
     intercepts_ : list of ndarray of shape (n_out,)
         Bias vectors. Those in front of a batch normalization ("before") are never trained, because
@@ -897,6 +988,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
     >>> clf.batch_norms_[0].position
     'after'
     """
+
+    _plain_class = MLPClassifier
 
     _parameter_constraints: dict = {
         **_BaseMLPBN._parameter_constraints,
@@ -1407,7 +1500,7 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     Attributes
     ----------
     coefs_ : list of ndarray of shape (n_in, n_out)
-        Weight matrices, one a dense layer. Batch normalization is not folded in.
+        Weight matrices, one a dense layer. Batch normalization is not folded in; see `fold`.
 
     intercepts_ : list of ndarray of shape (n_out,)
         Bias vectors. Those in front of a batch normalization ("before") are never trained, because
@@ -1507,6 +1600,8 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     >>> reg.score(X[400:], y[400:]) > 0.9
     True
     """
+
+    _plain_class = MLPRegressor
 
     _parameter_constraints: dict = {
         **_BaseMLPBN._parameter_constraints,

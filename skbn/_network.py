@@ -178,6 +178,11 @@ class Network:
         """Positions of the batch norms in the table."""
         return [i for i, layer in enumerate(self.layers) if isinstance(layer, BatchNorm)]
 
+    @property
+    def dense_indices(self):
+        """Positions of the dense layers in the table."""
+        return [i for i, layer in enumerate(self.layers) if isinstance(layer, Dense)]
+
     def statistics(self, record, which):
         """Return a view of one row of a batch norm's statistics, without pads."""
         start = record["state"] + which * record["out_stride"]
@@ -196,7 +201,7 @@ class Network:
         return None
 
     def _dense(self, role):
-        return [self._tensor(i, role) for i, x in enumerate(self.layers) if isinstance(x, Dense)]
+        return [self._tensor(index, role) for index in self.dense_indices]
 
     @property
     def coefs(self):
@@ -245,6 +250,12 @@ class Network:
         twin.params = self.new_vector()
         twin.state = aligned_zeros(self.n_state, np.float64)
         twin.assign(self)
+        return twin
+
+    def head(self, stop):
+        """Return the layers before ``stop`` as a network over the same vectors."""
+        twin = object.__new__(Network)
+        twin.__dict__.update(self.__dict__, layers=self.layers[:stop], table=self.table[:stop])
         return twin
 
     def assign(self, other):

@@ -1,8 +1,12 @@
 """The only file that touches scikit-learn's private names."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+import numpy as np
 from sklearn.base import _fit_context as fit_context
+from sklearn.base import is_classifier
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import _safe_indexing as safe_indexing
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -44,7 +48,61 @@ __all__ = [
     "fit_context",
     "has_callbacks",
     "make_constraint",
+    "plain_mlp",
     "safe_indexing",
     "validate_parameter_constraints",
     "with_callbacks",
 ]
+
+
+def plain_mlp(mlp_class, params, fitted):
+    """Make a fitted MLP of scikit-learn's.
+
+    Parameters
+    ----------
+    mlp_class : {MLPClassifier, MLPRegressor}
+        Class to make one of.
+    params : dict
+        Its parameters; where scikit-learn does not know a name or a value, its default stands.
+    fitted : dict
+        Its public fitted attributes.
+
+    Returns
+    -------
+    MLPClassifier or MLPRegressor
+        An estimator that predicts, goes on training, is copied and pickled like any other.
+
+    Raises
+    ------
+    ValueError
+        If it does not know the activation, which no default can replace, or if one class only is
+        known: its probabilities have two columns then.
+    """
+    known = {
+        name: params[name]
+        for name, alternatives in mlp_class._parameter_constraints.items()
+        if name in params
+        and any(make_constraint(allowed).is_satisfied_by(params[name]) for allowed in alternatives)
+    }
+    if "activation" not in known:
+        options = sorted(mlp_class._parameter_constraints["activation"][0].options)
+        raise ValueError(
+            f"{mlp_class.__name__} has no activation {params['activation']!r}, only "
+            f"{', '.join(options)}."
+        )
+    mlp = mlp_class(**known)
+    vars(mlp).update(fitted)
+    mlp._random_state = check_random_state(mlp.random_state)
+    mlp._no_improvement_count = 0
+    mlp._best_coefs = [coef.copy() for coef in mlp.coefs_]  # early stopping begins with these
+    mlp._best_intercepts = [intercept.copy() for intercept in mlp.intercepts_]
+    if is_classifier(mlp):
+        if len(mlp.classes_) == 1:
+            raise ValueError(
+                "MLPClassifier cannot predict the same: it has two columns of probabilities for "
+                f"the one class, {mlp.classes_[0]}."
+            )
+        multilabel = mlp.out_activation_ == "logistic" and mlp.n_outputs_ > 1
+        labels = np.eye(mlp.n_outputs_, dtype=int) if multilabel else mlp.classes_
+        mlp._label_binarizer = LabelBinarizer().fit(labels)
+    return mlp

@@ -253,6 +253,7 @@ NETWORKS = dict(_grid()) | {
     "no hidden layer": network_case(("input",), hidden=(), n_features=20, n_classes=3),
     "dropout in front": Case((Dropout(9, 0.3), Dense(9, 5, "tanh"), Dense(5, 1))),
     "one row": network_case((), "tanh", (9,), 3, n_rows=1),
+    "one row, wide": network_case((), "relu", (300, 500), 9, n_rows=1),
     # Losses.
     "squared error": network_case(target="squared_error", n_classes=1),
     "squared error, three": network_case(("before",), "tanh", target="squared_error", n_classes=3),

@@ -117,6 +117,7 @@ PARTS = {
     "skbn.backends.cpu": "cpu",
     "skbn.backends.cuda": "cuda",
     "skbn.backends": "switch",
+    "skbn._folding": "network",
     "skbn._layers": "network",
     "skbn._losses": "network",
     "skbn._network": "network",

@@ -116,7 +116,8 @@ cdef inline void dense_forward(
         if activation != SKBN_RELU:
             activation_forward(y, activation, n_rows, n_out, out_stride)
         return
-    if is_small(sizeof(floating), n_in, out_stride):
+    # A single row reads every weight once, so nothing has to stay in cache and packing never pays.
+    if is_small(sizeof(floating), n_in if n_rows > 1 else 1, out_stride):
         multiply_small(
             y, x, weight, bias, n_rows, n_in, out_stride, in_stride, 1, activation == SKBN_RELU
         )

@@ -422,7 +422,8 @@ cdef void predict_block(
     cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
     cdef floating* out
     out = forward_eval(
-        plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, plan.n_layers
+        plan, params, work, work + min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest,
+        X, rows, block_weights, first, size, plan.n_layers
     )
     if raw != NULL:
         for i in range(size):
@@ -808,7 +809,7 @@ cdef class CPUExecutor:
         cdef void* out = NULL
         cdef void* work
         cdef int threads = self.threads_for(X, n_rows)
-        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest, first, stop
+        cdef Py_ssize_t work_size = 2 * min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest, first, stop
         cdef Py_ssize_t n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
         plan.use_population = self.network.use_population
         if rows is not None:
