@@ -186,9 +186,12 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     }
 
     def _validate_params(self):
-        """Validate by scikit-learn's constraints, made once a class instead of once a fit."""
+        """Validate by scikit-learn's constraints, made once a class; defaults are known to pass."""
+        defaults = _defaults(type(self))
         for name, checks in _constraints(type(self)).items():
             value = getattr(self, name)
+            if value is defaults[name]:
+                continue
             for check in checks:
                 if check(value):
                     break

@@ -22,7 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit, log_softmax
 from scipy.stats import norm
 from sklearn import config_context
-from sklearn.base import clone, is_classifier
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -893,6 +893,8 @@ def test_defaults():
         positional = name in ("hidden_layer_sizes", "activation")
         assert (parameter.kind is parameter.POSITIONAL_OR_KEYWORD) == positional
     assert set(MLPClassifierBN._parameter_constraints) >= set(PARAMETERS)
+    for estimator in (MLPClassifierBN(), MLPRegressorBN()):
+        BaseEstimator._validate_params(estimator)  # fit does not look at defaults again
 
 
 @each_parameter
