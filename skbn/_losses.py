@@ -25,11 +25,11 @@ class _LogLoss:
 
     def baseline(self, targets, weights, rows):
         """Return what ``score`` measures against: the weight of all rows."""
-        return len(rows) if weights is None else weights[rows].sum()
+        return len(rows) if weights is None else float(weights[rows].sum())
 
     def score(self, scores, baseline):
         """Return the share of rows decided right, by weight."""
-        return float(scores[0] / baseline)
+        return scores[0] / baseline
 
 
 class BinaryLogLoss(_LogLoss):
@@ -142,7 +142,7 @@ class RegressionLoss:
 
     def score(self, scores, baseline):
         """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does."""
-        varies = baseline > 0
+        varies, scores = baseline > 0, np.asarray(scores)
         constant = np.where(scores == 0, 1.0, 0.0)
         return float(np.where(varies, 1 - scores / np.where(varies, baseline, 1), constant).mean())
 

@@ -229,12 +229,14 @@ class Optimizer:
         return ending.endswith("Stopping.")
 
 
-def _run_epoch(executor, optimizer, data):
+def _run_epoch(executor, optimizer, data, sums):
     """Return the mean loss of one epoch and its scores, both as seen in training mode."""
-    sums, position = executor.new_sums(), 0
+    sums.fill(0)
+    position = 0
     while position < len(data.rows):
         position = executor.train(*data, position, optimizer.record, optimizer.memory, sums)
-    return float(sums[0] / sums[1]), sums[2:]
+    loss, n_rows, *scores = sums.tolist()  # Python's floats are faster one by one
+    return loss / n_rows, scores
 
 
 class _Validation:
@@ -251,15 +253,15 @@ class _Validation:
 
     def measure(self, network):
         """Return mean loss and score; the score of a loss that is not finite is NaN."""
-        total, weight, *scores = self.executor.evaluate(*self.data)
-        loss = float(total / weight)
+        total, weight, *scores = self.executor.evaluate(*self.data).tolist()
+        loss = total / weight
         if not isfinite(loss):
             return loss, nan
         if self.scorer == "loss":
             return loss, -loss
         if self.scorer is not None:
             return loss, float(self.scorer(network))
-        return loss, self.loss_function.score(np.asarray(scores), self.baseline)
+        return loss, self.loss_function.score(scores, self.baseline)
 
 
 def diverged(network, epoch):
@@ -342,6 +344,7 @@ def train(
     best = network.copy() if early_stopping else None
     watched = "Validation score" if early_stopping else "Training loss"
     baseline = loss_function.baseline(data.targets, data.weights, data.rows)
+    sums = executor.new_sums()
     if validation is not None:
         validation = _Validation(executor, loss_function, validation, scorer)
     history.n_iter = 0
@@ -355,7 +358,7 @@ def train(
                 if shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     shuffle_rows(data.rows, random_state)
-                loss, scores = _run_epoch(executor, optimizer, data)
+                loss, scores = _run_epoch(executor, optimizer, data, sums)
                 history.n_iter += 1
                 history.n_samples_seen += len(data.rows)
                 history.loss_curve.append(loss)
@@ -478,7 +481,7 @@ def train_lbfgs(
         network.forget_batches()
         sums = executor.new_sums()
         loss = executor.loss_and_gradient(*data, grads, update_statistics=True, sums=sums)
-        evaluated.update(loss=loss, scores=sums[2:])
+        evaluated.update(loss=loss, scores=sums[2:].tolist())
         return loss, grads.astype(np.float64)
 
     def end_iteration(_):

@@ -18,6 +18,7 @@ from cpython.buffer cimport (
     PyBUF_STRIDED_RO,
     PyBUF_WRITABLE,
     PyBuffer_Release,
+    PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
 from cpython.exc cimport PyErr_CheckSignals
@@ -549,7 +550,7 @@ cdef Rows rows_of(object X, char kind, Py_ssize_t n_columns) except *:
     cdef bint fits
     memset(&rows, 0, sizeof(Rows))
     rows.n_columns = n_columns
-    if hasattr(X, "indptr"):
+    if not PyObject_CheckBuffer(X):
         if X.format != "csr" or X.shape[1] != n_columns or X.indptr.dtype not in (np.int32, np.int64):
             raise ValueError(
                 f"Expected CSR rows of {n_columns} numbers, got {X.format} with shape {X.shape} and indices of "
@@ -784,7 +785,7 @@ cdef class CPUExecutor:
         """Multiplications and numbers written for one row at prediction."""
         cdef const LayerRecord* first = &self.plan.layers[0]
         cdef double work = self.plan.n_params + self.plan.row_size
-        if hasattr(X, "indptr") and first.kind == SKBN_DENSE:  # only what is stored is multiplied
+        if not PyObject_CheckBuffer(X) and first.kind == SKBN_DENSE:  # only what is stored is multiplied
             work -= (first.n_in - <double> X.nnz / max(1, X.shape[0])) * first.out_stride + first.in_stride
         return work
 
