@@ -136,15 +136,20 @@ class RegressionLoss:
 
     def baseline(self, targets, weights, rows):
         """Return what ``score`` measures against: the squared deviations of each output."""
+        if weights is not None:
+            rows = rows[weights[rows] > 0]  # what has no weight may be anything
         y = targets[rows].reshape(len(rows), -1).astype(np.float64)
         weights = np.ones(len(rows)) if weights is None else weights[rows]
-        return weights @ (y - np.average(y, axis=0, weights=weights)) ** 2
+        with np.errstate(over="ignore"):  # R2 is then NaN
+            return weights @ (y - np.average(y, axis=0, weights=weights)) ** 2
 
     def score(self, scores, baseline):
         """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does."""
         varies, scores = baseline > 0, np.asarray(scores)
         constant = np.where(scores == 0, 1.0, 0.0)
-        return float(np.where(varies, 1 - scores / np.where(varies, baseline, 1), constant).mean())
+        with np.errstate(invalid="ignore"):
+            share = scores / np.where(varies, baseline, 1)
+        return float(np.where(varies, 1 - share, constant).mean())
 
 
 REGRESSION_LOSSES = {

@@ -14,7 +14,7 @@ from inspect import Parameter, signature
 from numbers import Integral, Real
 
 import numpy as np
-from scipy.sparse import csr_array, csr_matrix, issparse
+from scipy.sparse import csc_array, csr_array, csr_matrix, issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
@@ -112,13 +112,14 @@ def _readable(X):
     """Return X as executors read it.
 
     Dense rows are taken as they lie, but for numbers across word boundaries (views of records);
-    sparse ones become CSR, and their structure is checked, because kernels trust it.
+    sparse ones become CSR. Their structure is checked first: conversions and kernels trust it.
     """
     if issparse(X):
-        X = X.tocsr()
-        X = csr_array((X.data, X.indices, X.indptr), shape=X.shape)
+        container = csr_array if X.format == "csr" else csc_array
+        parts = (np.require(part, requirements="CA") for part in (X.data, X.indices, X.indptr))
+        X = container(tuple(parts), shape=X.shape)
         X.check_format(full_check=True)
-        return X
+        return X.tocsr()
     return X if X.flags.aligned else X.copy()
 
 
@@ -336,6 +337,10 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             raise ValueError(f"Negative values in data passed to `{name}`.")
         if not weights.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        if not np.finfo(np.float64).tiny <= total < np.inf:
+            raise ValueError(f"{name} sums up to {total}, by which nothing can be divided.")
         return weights
 
     def _validate_validation_data(self, X_val, y_val, sample_weight_val, dtype):
@@ -430,7 +435,8 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         batch_size = n_samples if self.solver == "lbfgs" else self._batch_size(len(data.rows))
         optimizer = None
         if self.solver != "lbfgs":
-            n_batches = -(-len(data.rows) // batch_size)
+            # a rest shorter than min_rows is no batch of its own
+            n_batches = -(-(len(data.rows) - network.min_rows + 1) // batch_size)
             optimizer = self._make_optimizer(network, self.max_iter * n_batches, incremental)
         network.use_population = False
         executor = get_executor(self.device)(
@@ -540,7 +546,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         self.loss_curve_ = history.loss_curve
         self.loss_ = history.loss_curve[-1] if history.loss_curve else np.nan
         self.train_scores_ = history.train_scores
-        self.best_loss_ = None if self.early_stopping else history.best_loss
+        self.best_loss_ = None if history.watches_validation else history.best_loss
         self.best_iter_ = history.best_iter
         self.validation_scores_ = history.validation_scores if validated else None
         self.validation_loss_curve_ = history.validation_loss_curve if validated else None
@@ -1118,6 +1124,10 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. "
                 f"'y' has {classes}."
             )
+        if self._is_multilabel and y.shape[1] != len(self.classes_):
+            raise ValueError(
+                f"classes {self.classes_} mismatch with the labels {classes} found in the data"
+            )
 
     def _validate_training_data(self, X, y, sample_weight, incremental):
         first_fit = self._is_first_fit(incremental)
@@ -1133,10 +1143,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         y = self._check_labels(y)
         if first_fit:
             self._is_multilabel, self._gives_sparse_labels = y.ndim == 2, issparse(y)
-            if self._is_multilabel:
-                self.classes_ = np.arange(y.shape[1])
-            elif not incremental:
-                self.classes_ = np.unique(y)
+            if not incremental:
+                self.classes_ = np.arange(y.shape[1]) if self._is_multilabel else np.unique(y)
         if not first_fit or incremental:
             self._check_known_classes(y)
         X = _readable(X)
@@ -1155,24 +1163,34 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
                 "to properly estimate the class frequency distributions. Pass the resulting "
                 "weights as the class_weight parameter."
             )
-        if self._is_multilabel:
-            of_rows = compute_sample_weight(self.class_weight, y)
-        else:
+
+        def by_class(classes, y):
             of_classes = compute_class_weight(
-                self.class_weight, classes=self.classes_, y=y, sample_weight=weights
+                self.class_weight, classes=classes, y=y, sample_weight=weights
             )
-            of_rows = of_classes[np.searchsorted(self.classes_, y)]
-        if weights is not None:
-            of_rows = np.where(weights > 0, of_rows * weights, 0.0)
-        if of_rows.min() < 0 or not of_rows.any():
-            raise ValueError("class_weight must not be negative, nor 0 for all classes in `y`.")
+            return of_classes[np.searchsorted(classes, y)]
+
+        with np.errstate(divide="ignore", invalid="ignore"):  # of classes without any weight
+            if not self._is_multilabel:
+                of_rows = by_class(self.classes_, y)
+            elif self.class_weight == "balanced":  # by weight, as it is for classes
+                columns = (y.toarray() if issparse(y) else y).T
+                of_rows = np.prod([by_class(np.unique(c), c) for c in columns], axis=0)
+            else:
+                of_rows = compute_sample_weight(self.class_weight, y)
+            if weights is not None:
+                of_rows = np.where(weights > 0, of_rows * weights, 0.0)
+        if not np.isfinite(of_rows).all() or of_rows.min() < 0 or not of_rows.any():
+            raise ValueError(
+                "class_weight must be finite and not negative, nor 0 for all classes in `y`."
+            )
         return of_rows
 
     def _targets(self, y, dtype):
         """Return the codes of the classes, or the indicator matrix."""
         if not self._is_multilabel:
             return np.searchsorted(self.classes_, y).astype(dtype)
-        return np.ascontiguousarray(y.toarray() if issparse(y) else y, dtype=dtype)
+        return np.ascontiguousarray((y.toarray() if issparse(y) else y) != 0, dtype=dtype)
 
     def _labels(self, targets):
         """Undo ``_targets``."""
@@ -1184,6 +1202,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
 
     def _validation_targets(self, y_val, dtype):
         if self._is_multilabel:
+            if not issparse(y_val):
+                y_val = check_array(y_val, ensure_2d=False, dtype=None, input_name="y_val")
             if not type_of_target(y_val, input_name="y_val").startswith("multilabel"):
                 raise ValueError("y_val must be multilabel, as `y` is.")
             if y_val.shape[1] != len(self.classes_):
@@ -1692,8 +1712,15 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
     def _loss(self):
         return RegressionLoss(self.loss, self.n_outputs_)
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def _validate_training_data(self, X, y, sample_weight, incremental):
         first_fit = self._is_first_fit(incremental)
+        if issparse(y):
+            check_array(y, input_name="y")  # refuses it; for several outputs validate_data does not
         X, y = validate_data(
             self,
             X,

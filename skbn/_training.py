@@ -484,8 +484,7 @@ def train_lbfgs(
         evaluated.update(loss=loss, scores=sums[2:].tolist())
         return loss, grads.astype(np.float64)
 
-    def end_iteration(_):
-        nonlocal stopped
+    def record():
         latest.assign(network)
         history.n_iter += 1
         history.n_samples_seen += len(data.rows)
@@ -496,6 +495,10 @@ def train_lbfgs(
         elif history.validation_scores:
             history.append_validation(nan, nan)
         history.update(False, tol)
+
+    def end_iteration(_):
+        nonlocal stopped
+        record()
         if observers:
             stopped = observers.epoch_ended(history)
             if stopped:
@@ -517,13 +520,12 @@ def train_lbfgs(
                     "maxfun": max_fun,
                     "gtol": tol,
                     # scipy's own, but no digits that the type does not have.
-                    "ftol": max(2.2e-9, float(np.finfo(network.dtype).eps)),
+                    "ftol": max(1e7 * np.finfo(np.float64).eps, np.finfo(network.dtype).eps),
                 },
             )
         objective(result.x)
-        if not history.loss_curve:  # there was nothing to improve
-            history.loss_curve.append(evaluated["loss"])
-            history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
+        if history.n_iter == 0:  # there was nothing to improve
+            record()
         if not isfinite(result.fun):
             raise diverged(network, history.n_iter)
         if not stopped:

@@ -316,21 +316,22 @@ def scheduled_rate(optimizer):
     """Return the learning rate of the next update.
 
     "cosine": Loshchilov & Hutter, 2017, without restarts. "onecycle": Smith & Topin, 2017, along
-    half cosines up to the largest rate and down again, as in torch.
+    half cosines up to the largest rate and down again, step by step as in torch: the last update
+    has the final rate.
     """
-    rate = optimizer["learning_rate"]
-    if optimizer["schedule"] == Schedule.STEADY:
-        return rate
-    share = min(1.0, optimizer["t"] / optimizer["n_steps"])
+    rate, t, n_steps = optimizer["learning_rate"], optimizer["t"], optimizer["n_steps"]
 
     def between(start, end, share):
-        return end + (start - end) * 0.5 * (1 + np.cos(np.pi * share))
+        return end + (start - end) * 0.5 * (1 + np.cos(np.pi * min(1.0, share)))
 
     if optimizer["schedule"] == Schedule.COSINE:
-        return rate * between(1, 0, share)
-    if share < WARM_UP:
-        return rate * between(START_RATE, 1, share / WARM_UP)
-    return rate * between(1, FINAL_RATE, (share - WARM_UP) / (1 - WARM_UP))
+        return rate * between(1, 0, t / n_steps)
+    if optimizer["schedule"] == Schedule.ONECYCLE:
+        peak = WARM_UP * n_steps - 1
+        if t < peak:
+            return rate * between(START_RATE, 1, t / peak)
+        return rate * between(1, FINAL_RATE, (t - peak) / (n_steps - 1 - peak))
+    return rate
 
 
 def clip_norm(grads, max_norm):

@@ -648,7 +648,8 @@ cdef class CPUExecutor:
         plan.largest = 0
         for index in range(plan.n_layers):
             plan.widest = max(plan.widest, layers[index].out_stride)
-            plan.largest = max(plan.largest, layers[index].n_out * layers[index].in_stride)
+            if layers[index].kind == SKBN_DENSE:
+                plan.largest = max(plan.largest, layers[index].n_out * layers[index].in_stride)
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
         plan.loss = loss_kind

@@ -87,15 +87,15 @@ cdef inline double between(double start, double end, double share) noexcept nogi
 
 cdef inline double scheduled_rate(const OptimizerRecord* optimizer) noexcept nogil:
     """Learning rate of the next update (Loshchilov & Hutter, 2017; Smith & Topin, 2017)."""
-    cdef double share
-    if optimizer.schedule != SKBN_COSINE and optimizer.schedule != SKBN_ONECYCLE:
-        return optimizer.learning_rate
-    share = min(1.0, <double> optimizer.t / optimizer.n_steps)
+    cdef double rate = optimizer.learning_rate
+    cdef double t = optimizer.t, last = optimizer.n_steps - 1, peak = SKBN_WARM_UP * optimizer.n_steps - 1
     if optimizer.schedule == SKBN_COSINE:
-        return optimizer.learning_rate * between(1, 0, share)
-    if share < SKBN_WARM_UP:
-        return optimizer.learning_rate * between(SKBN_START_RATE, 1, share / SKBN_WARM_UP)
-    return optimizer.learning_rate * between(1, SKBN_FINAL_RATE, (share - SKBN_WARM_UP) / (1 - SKBN_WARM_UP))
+        return rate * between(1, 0, min(1.0, t / optimizer.n_steps))
+    if optimizer.schedule == SKBN_ONECYCLE:
+        if t < peak:
+            return rate * between(SKBN_START_RATE, 1, t / peak)
+        return rate * between(1, SKBN_FINAL_RATE, min(1.0, (t - peak) / (last - peak)))
+    return rate
 
 
 cdef inline void clip_norm(floating* grads, Py_ssize_t size, double max_norm) noexcept nogil:
