@@ -6,12 +6,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 import dataclasses
+import itertools
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
 import pytest
+
+from skbn.backends import get_executor
 
 ALL_SEEDS = range(100)
 
@@ -98,7 +101,8 @@ def snapshot():
     def take(est, X=None):
         parts = {"vars": vars(est), "fitted": _public(est)}
         if X is not None and hasattr(est, "coefs_"):
-            parts["predictions"] = [est.predict(X), est.predict_proba(X)]
+            methods = ("predict", "predict_proba")
+            parts["predictions"] = [getattr(est, m)(X) for m in methods if hasattr(est, m)]
         return {
             path: content
             for name, part in parts.items()
@@ -119,3 +123,21 @@ def unchanged(snapshot):
         assert snapshot(est, X) == before
 
     return watch
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function after which one call, counted from 1, of an executor's method ends in Ctrl-C."""
+
+    def arrange(method, call):
+        executor, calls = get_executor("cpu"), itertools.count(1)
+
+        def interrupted(*args, **kwargs):
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return getattr(executor, method)(*args, **kwargs)
+
+        twin = type("Interrupted", (executor,), {method: interrupted})
+        monkeypatch.setattr("skbn._mlp.get_executor", lambda device: twin)
+
+    return arrange
