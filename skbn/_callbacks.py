@@ -58,6 +58,8 @@ class EpochTasks(Observer):
         self.epoch = epoch
 
     def epoch_ended(self, history):
+        if not history.is_finite:  # training is about to say so itself; close ends the epoch
+            return False
         epoch, self.epoch = self.epoch, None
         return epoch.call_on_fit_task_end(
             **self.arguments, reconstruction_attributes=self.fitted_attributes

@@ -37,6 +37,7 @@ from skbn._sklearn_compat import (
     Interval,
     Options,
     StrOptions,
+    accepts_sample_weight,
     check_partial_fit_first_call,
     check_sample_weight,
     fit_context,
@@ -127,9 +128,11 @@ def _readable(X):
 def _unchanged_on_error(estimator):
     """Put everything back if the block raises, a RandomState of the user's too.
 
-    Arrays need no copies: they are never changed in place.
+    Arrays need no copies: they are never changed in place. Curves only grow.
     """
     before = vars(estimator).copy()
+    curves = estimator._history.curves if hasattr(estimator, "_history") else []
+    lengths = [len(curve) for curve in curves]
     random_state = estimator.random_state
     drawn = isinstance(random_state, np.random.RandomState) and random_state.get_state(legacy=False)
     try:
@@ -137,6 +140,8 @@ def _unchanged_on_error(estimator):
     except BaseException:
         vars(estimator).clear()
         vars(estimator).update(before)
+        for curve, length in zip(curves, lengths, strict=True):
+            del curve[length:]
         if drawn:
             random_state.set_state(drawn)
         raise
@@ -191,7 +196,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         defaults = _defaults(type(self))
         for name, checks in _constraints(type(self)).items():
             value = getattr(self, name)
-            if value is defaults[name]:
+            if value is defaults.get(name, Parameter.empty):  # subclasses may have other ones
                 continue
             for check in checks:
                 if check(value):
@@ -239,7 +244,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         defaults, unheeded = _defaults(type(self)), []
         for name, solvers in HEEDED_BY.items():
             value = getattr(self, name)
-            if self.solver not in solvers and value != defaults[name]:
+            if self.solver not in solvers and value != defaults.get(name, value):
                 unheeded.append(f"{name}={value!r}")
         if self.solver in ("adam", "rmsprop") and self.learning_rate in ("invscaling", "adaptive"):
             unheeded.append(f"learning_rate={self.learning_rate!r}")
@@ -262,7 +267,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 "samples: collect more before fitting, or set batch_norm=None."
             )
         for name in ("batch_size", "bn_virtual_batch_size"):
-            if getattr(self, name) == 1:
+            if getattr(self, name) == 1 and self.solver != "lbfgs":
                 raise ValueError(
                     f"{name}=1 cannot be used with batch_norm={self.batch_norm!r}: the variance of "
                     f"one row is 0. Use {name} >= 2 or batch_norm=None."
@@ -280,7 +285,8 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 "epsilon": self.bn_epsilon,
                 "center": self.bn_center,
                 "scale": self.bn_scale,
-                "virtual_batch_size": self.bn_virtual_batch_size,
+                "virtual_batch_size": self.bn_virtual_batch_size
+                and min(self.bn_virtual_batch_size, 2**62),  # what a record holds
             },
             dropout=self.dropout,
         )
@@ -310,8 +316,15 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             )
         return min(self.batch_size, n_samples)
 
-    def _split(self, data, random_state):
-        """Hold out rows for early stopping with scikit-learn's draws; nothing is copied."""
+    def _weigh_classes(self, targets, weights, incremental):
+        """Return the weights that rows have in training, None where they have none."""
+        return weights
+
+    def _split(self, data, weights, random_state):
+        """Hold out rows for early stopping with scikit-learn's draws; nothing is copied.
+
+        Their scores count by ``weights``, which are those of the rows without those of classes.
+        """
         rows, held_out = train_test_split(
             data.rows,
             random_state=random_state,
@@ -323,18 +336,23 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 "The validation set is too small. Increase 'validation_fraction' "
                 "or the size of your dataset."
             )
-        for name, part in (("training", rows), ("validation", held_out)):
-            if data.weights is not None and not data.weights[part].any():
+        data, validation = data._replace(rows=rows), data._replace(weights=weights, rows=held_out)
+        for name, part in (("training", data), ("validation", validation)):
+            if part.weights is not None and not part.weights[part.rows].any():
                 raise ValueError(f"All sample weights of the {name} set are zero.")
-        return data._replace(rows=rows), data._replace(rows=held_out)
+        return data, validation
 
     def _validate_weights(self, sample_weight, X, name="sample_weight"):
         """Return weights as float64, or None where there are none."""
         if sample_weight is None:
             return None
-        weights = check_sample_weight(sample_weight, X, dtype=np.float64)
+        try:
+            weights = check_sample_weight(sample_weight, X, dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(str(error).replace("sample_weight", name)) from error
         if weights.min() < 0:
             raise ValueError(f"Negative values in data passed to `{name}`.")
+        weights = np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)  # as kernels do
         if not weights.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
         with np.errstate(over="ignore"):
@@ -368,15 +386,24 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     def _scorer(self, validation):
         """Return what scores a network on the validation rows: None, "loss" or a function."""
-        if self.scoring is None or self.scoring == "loss" or validation is None:
+        if validation is None:
+            return None
+        if self.scoring is None or self.scoring == "loss":
             return self.scoring
         scorer = check_scoring(self, self.scoring)
         rows = validation.rows
         X, y = validation.X[rows], self._labels(validation.targets[rows])
         weights = {}
-        if validation.weights is not None:
+        if validation.weights is not None and accepts_sample_weight(scorer):
             weights["sample_weight"] = validation.weights[rows]
-        return lambda network: scorer(self._snapshot(network), X, y, **weights)
+
+        def score(network):
+            return scorer(self._snapshot(network), X, y, **weights)
+
+        scoring = self.scoring
+        is_named = isinstance(scoring, str)
+        score.name = scoring if is_named else getattr(scoring, "__name__", type(scoring).__name__)
+        return score
 
     def _snapshot(self, network):
         """Return an estimator that predicts with a network as it is now, for scorers."""
@@ -422,15 +449,22 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         n_samples, n_features = X.shape
         self._check_solver(incremental)
         layers = self._layers(n_features, self._loss.n_outputs)
-        data = Rows(X, targets, weights, np.arange(n_samples, dtype=np.intp))
+        row_weights = self._weigh_classes(targets, weights, incremental)
+        if self.scoring is not None and not (incremental or self.early_stopping or validation):
+            warnings.warn(
+                f"scoring={self.scoring!r} has no effect without validation data or "
+                "early_stopping=True.",
+                stacklevel=2,
+            )
+        data = Rows(X, targets, row_weights, np.arange(n_samples, dtype=np.intp))
         self._check_batch_norm_sizes(data, layers)
         if self._is_first_fit(incremental):
             network, history = Network(layers, X.dtype), History()
             initialize_weights(network, self.weight_init, self.activation, random_state)
         else:
-            network, history = self._continued_network(layers), self._history.copy()
+            network, history = self._continued_network(layers), self._history.go_on()
         if self.solver != "lbfgs" and self.early_stopping and validation is None:
-            data, validation = self._split(data, random_state)
+            data, validation = self._split(data, weights, random_state)
             self._check_batch_norm_sizes(data, layers)
         batch_size = n_samples if self.solver == "lbfgs" else self._batch_size(len(data.rows))
         optimizer = None
@@ -507,7 +541,9 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     def _make_optimizer(self, network, n_steps, incremental):
         """Return a new optimizer, or a copy of the one that partial_fit goes on with."""
         if incremental and getattr(self, "_optimizer", None) is not None:
-            return self._optimizer.copy()
+            optimizer = self._optimizer.copy()
+            if not optimizer.is_planned:  # a plan that fit has carried out leaves no rate
+                return optimizer
         return Optimizer(
             network,
             solver=self.solver,
@@ -602,7 +638,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         return self._run(folded_for_predictions(self._network, X.shape[0]), X)
 
     def _run(self, network, X):
-        with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
+        with get_executor(self.device)(network) as executor:
             return executor.predict(X)
 
     def transform_hidden(self, X, layer=-1):
@@ -708,7 +744,7 @@ class _BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         data = Rows(X, None, None, np.arange(X.shape[0], dtype=np.intp))
         self._check_batch_norm_sizes(data, self._network.layers)
         network = self._network.copy()
-        with get_executor(self.device)(network, loss_kind=self._loss.kind) as executor:
+        with get_executor(self.device)(network) as executor:
             executor.update_population_statistics(X, None, data.rows)
         if not np.isfinite(network.state).all():
             raise ValueError(
@@ -871,13 +907,15 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         batch normalization with "after").
 
     class_weight : dict, list of dict, "balanced" or None, default=None
-        Weights of the classes, which multiply the weights of their rows and so also shift the
-        statistics of batch normalization. "balanced": inversely proportional to the frequencies
-        of the classes. A list: one dict a label, for multilabel `y`.
+        Weights of the classes, which multiply the weights of their rows in training and so also
+        shift the statistics of batch normalization; validation scores do not count them.
+        "balanced": inversely proportional to the frequencies of the classes. A list: one dict a
+        label, for multilabel `y`.
 
     scoring : {"loss"}, str, callable or None, default=None
         What `validation_scores_` hold and early stopping watches: None is the accuracy, "loss"
-        minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``.
+        minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``, which
+        is also given ``sample_weight`` where rows have weights and it takes them.
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
@@ -1110,9 +1148,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         """Refuse labels that training cannot continue with; scikit-learn's words."""
         classes = np.unique(y) if y.ndim == 1 else unique_labels(y)
         if (y.ndim == 2) != self._is_multilabel:
-            raise ValueError(
-                f"The network was fitted to {'' if self._is_multilabel else 'no '}multilabel `y`."
-            )
+            was = "was" if self._is_multilabel else "was not"
+            raise ValueError(f"The object {was} fitted with multilabel input.")
         if self.warm_start:
             if set(classes) != set(self.classes_):
                 raise ValueError(
@@ -1148,13 +1185,12 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
         if not first_fit or incremental:
             self._check_known_classes(y)
         X = _readable(X)
-        weights = self._validate_weights(sample_weight, X)
-        if self.class_weight is not None:
-            weights = self._weigh_classes(y, weights, incremental)
-        return X, self._targets(y, X.dtype), weights
+        return X, self._targets(y, X.dtype), self._validate_weights(sample_weight, X)
 
-    def _weigh_classes(self, y, weights, incremental):
+    def _weigh_classes(self, targets, weights, incremental):
         """Return the weights of the rows, times those of their classes."""
+        if self.class_weight is None:
+            return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError(
                 "class_weight 'balanced' is not supported for partial_fit. In order to use "
@@ -1163,6 +1199,8 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
                 "to properly estimate the class frequency distributions. Pass the resulting "
                 "weights as the class_weight parameter."
             )
+
+        y = self._labels(targets)
 
         def by_class(classes, y):
             of_classes = compute_class_weight(
@@ -1174,8 +1212,7 @@ class MLPClassifierBN(ClassifierMixin, _BaseMLPBN):
             if not self._is_multilabel:
                 of_rows = by_class(self.classes_, y)
             elif self.class_weight == "balanced":  # by weight, as it is for classes
-                columns = (y.toarray() if issparse(y) else y).T
-                of_rows = np.prod([by_class(np.unique(c), c) for c in columns], axis=0)
+                of_rows = np.prod([by_class(np.unique(column), column) for column in y.T], axis=0)
             else:
                 of_rows = compute_sample_weight(self.class_weight, y)
             if weights is not None:
@@ -1506,7 +1543,8 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
 
     scoring : {"loss"}, str, callable or None, default=None
         What `validation_scores_` hold and early stopping watches: None is R2, "loss"
-        minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``.
+        minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``, which
+        is also given ``sample_weight`` where rows have weights and it takes them.
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
@@ -1747,7 +1785,8 @@ class MLPRegressorBN(RegressorMixin, _BaseMLPBN):
             )
         if self.loss == "poisson" and y.min() < 0:
             raise ValueError(
-                f"Some value(s) of {name} are out of the valid range of the loss 'poisson'."
+                f"Some value(s) of {name} are out of the valid range of the loss 'poisson': they "
+                "must not be negative."
             )
         with np.errstate(over="ignore"):
             targets = np.ascontiguousarray(y, dtype=dtype)

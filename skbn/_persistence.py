@@ -109,7 +109,13 @@ OPTIMIZER = {
     "memory": [np.ndarray],
 }
 # Curves may hold NaN, and best values begin at infinity.
-HISTORY_TYPES = {int: [COUNT], float: [float, FINITE], list: [list], bool | None: ["boolean", None]}
+HISTORY_TYPES = {
+    int: [COUNT],
+    float: [float, FINITE],
+    list: [list],
+    str: [str],
+    bool | None: ["boolean", None],
+}
 HISTORY = {field.name: HISTORY_TYPES[field.type] for field in fields(History)}
 
 OUT_ACTIVATION = StrOptions({"identity", "exp", "logistic", "softmax"})
@@ -279,7 +285,7 @@ def _optimizer(document, network):
 
 
 def _history(document):
-    history = History(**_checked(document, HISTORY, "the history"))
+    history = History(**_checked(document, HISTORY, "the history")).copy()
     for name, curve in vars(history).items():
         if isinstance(curve, list) and not all(isinstance(value, Real) for value in curve):
             raise _damaged(f"{name} of the history has values that are no numbers.")
@@ -404,7 +410,9 @@ def check_consistency(estimator):
             for flag in ("_is_multilabel", "_gives_sparse_labels"):
                 if not isinstance(getattr(estimator, flag), bool):
                     raise _damaged(f"{flag} is not a bool.")
-        if not _is_count(estimator._loss.n_outputs, n_outputs):
+        # A regressor's loss may have been changed since, its outputs have not.
+        found = estimator._loss.n_outputs if is_classifier(estimator) else estimator.n_outputs_
+        if not _is_count(found, n_outputs):
             raise _damaged(f"its loss needs other than the {n_outputs} outputs of the network.")
     except (
         AttributeError,

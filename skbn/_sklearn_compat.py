@@ -1,6 +1,8 @@
 """The only file that touches scikit-learn's private names."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from inspect import signature
+
 import numpy as np
 from sklearn.base import _fit_context as fit_context
 from sklearn.base import is_classifier
@@ -36,12 +38,20 @@ def has_callbacks(estimator):
     return hasattr(estimator, "_skl_callbacks")
 
 
+def accepts_sample_weight(scorer):
+    """Return whether a scorer can be called with ``sample_weight``."""
+    function = getattr(scorer, "_score_func", scorer)  # of scikit-learn's own scorers
+    parameters = signature(function).parameters.values()
+    return any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 __all__ = [
     "CallbackSupportMixin",
     "Interval",
     "InvalidParameterError",
     "Options",
     "StrOptions",
+    "accepts_sample_weight",
     "check_optimize_result",
     "check_partial_fit_first_call",
     "check_sample_weight",

@@ -10,8 +10,8 @@ to scipy. Neither prints: observers hear of every epoch, and they print, draw an
 # SPDX-License-Identifier: BSD-3-Clause
 
 import warnings
-from dataclasses import dataclass, field
-from math import inf, isfinite, isnan, nan
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -59,18 +59,34 @@ class History:
     best_iter: int = 0
     no_improvement_count: int = 0
     watches_validation: bool | None = None
+    measures: str = ""  # what losses and validation scores are
+
+    @property
+    def curves(self):
+        """All that grows with every epoch."""
+        return [curve for curve in vars(self).values() if isinstance(curve, list)]
 
     def copy(self):
         """Return a history that can grow without changing this one."""
         fields = vars(self).items()
         return History(**{k: list(v) if isinstance(v, list) else v for k, v in fields})
 
-    def watch(self, validation):
-        """Begin to watch the validation score or the loss; another than before starts afresh."""
-        if self.watches_validation not in (None, validation):
+    def go_on(self):
+        """Return a history that grows on the same curves, which may be long by now."""
+        return replace(self)
+
+    def watch(self, validation, measures):
+        """Begin to watch the validation score or the loss; others than before start afresh."""
+        if (self.watches_validation, self.measures) not in ((None, ""), (validation, measures)):
             self.best_loss, self.best_validation_score = inf, -inf
             self.best_iter = self.no_improvement_count = 0
-        self.watches_validation = validation
+        self.watches_validation, self.measures = validation, measures
+
+    @property
+    def is_finite(self):
+        """Whether the losses of the last epoch are, that of validation where it is watched."""
+        validation_loss = self.validation_loss_curve[-1] if self.watches_validation else 0.0
+        return isfinite(self.loss_curve[-1]) and isfinite(validation_loss)
 
     def append_validation(self, loss, score):
         """Enter the last epoch in the validation curves; epochs without validation are NaN."""
@@ -198,8 +214,13 @@ class Optimizer:
             epsilon,
             inf if max_grad_norm is None else max_grad_norm,
             PLANNED_SCHEDULES.get(schedule, Schedule.STEADY),
-            n_steps,
+            min(n_steps, 2**62),  # max_iter may be anything
         )
+
+    @property
+    def is_planned(self):
+        """Whether the learning rate is planned over a number of steps."""
+        return self.record["schedule"][0] != Schedule.STEADY
 
     def copy(self):
         """Return an optimizer that can go on without changing this one."""
@@ -237,6 +258,12 @@ def _run_epoch(executor, optimizer, data, sums):
         position = executor.train(*data, position, optimizer.record, optimizer.memory, sums)
     loss, n_rows, *scores = sums.tolist()  # Python's floats are faster one by one
     return loss / n_rows, scores
+
+
+def _measures(loss_function, scorer):
+    """Name what losses and validation scores are, so that only like is compared with like."""
+    scores = getattr(scorer, "name", scorer) or loss_function.score_name
+    return f"{loss_function.kind.name}, {scores}"
 
 
 class _Validation:
@@ -326,8 +353,8 @@ def train(
     observers : Observers
         What hears of every epoch.
     scorer : callable, "loss" or None
-        Score of the network on the validation rows: a function of the network, minus the loss, or
-        the loss function's own.
+        Score of the network on the validation rows: a function of the network (with a ``name``),
+        minus the loss, or the loss function's own.
     incremental : bool
         Whether to do one epoch only and say nothing about convergence (``partial_fit``).
 
@@ -348,7 +375,7 @@ def train(
     if validation is not None:
         validation = _Validation(executor, loss_function, validation, scorer)
     history.n_iter = 0
-    history.watch(early_stopping)
+    history.watch(early_stopping, _measures(loss_function, scorer))
     completed, warning = True, None
     try:
         with executor, observers:
@@ -363,15 +390,12 @@ def train(
                 history.n_samples_seen += len(data.rows)
                 history.loss_curve.append(loss)
                 history.train_scores.append(loss_function.score(scores, baseline))
-                is_finite = isfinite(loss)
                 if validation is not None:
                     validation_loss, score = validation.measure(network)
-                    score = score if is_finite else nan
-                    history.append_validation(validation_loss, score)
-                    is_finite = is_finite and (isfinite(validation_loss) or not early_stopping)
-                    if early_stopping and is_finite and isnan(score):
+                    history.append_validation(validation_loss, score if isfinite(loss) else nan)
+                    if early_stopping and history.is_finite and not isfinite(score):
                         raise ValueError(
-                            f"The validation score of epoch {history.n_iter} is NaN: early "
+                            f"The validation score of epoch {history.n_iter} is {score}: early "
                             "stopping cannot watch it."
                         )
                 elif history.validation_scores:
@@ -380,7 +404,7 @@ def train(
                     best.assign(network)
                 optimizer.end_epoch(history.n_samples_seen)
                 stop = observers and observers.epoch_ended(history)
-                if not is_finite:
+                if not history.is_finite:
                     if early_stopping and isfinite(history.best_validation_score):
                         restored = f"The weights of epoch {history.best_iter} are restored."
                         warning = f"{NOT_FINITE} {restored}"
@@ -473,7 +497,7 @@ def train_lbfgs(
     latest = network.copy()  # as it was after the last iteration
     evaluated = {}  # by the last call of the objective; L-BFGS goes on from where it evaluated last
     history.n_iter = 0
-    history.watch(False)
+    history.watch(False, _measures(loss_function, scorer))
     completed, stopped = True, False
 
     def objective(params):

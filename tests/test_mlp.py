@@ -922,3 +922,82 @@ def test_parameters_that_change_nothing_here(blobs):
         {"batch_norm": ("after",)},
     ):
         assert outcome(X, y, base | params) == expected
+
+
+def test_sizes_beyond_all_integers(blobs, seed):
+    """As good as "all rows" and "all epochs"; they must not wrap around in a record."""
+    X, y = blobs()
+    expected = make(seed=seed).fit(X, y)
+    for size in (2**63 - 1, 10**30):
+        assert_same_model(make(seed=seed, bn_virtual_batch_size=size).fit(X, y), expected)
+    stopped = {"batch_size": 20, "tol": 10.0, "n_iter_no_change": 1}
+    assert make(seed=seed, **stopped | {"max_iter": 2**63 - 1}).fit(X, y).n_iter_ == 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_partial_fit_after_a_planned_schedule(schedule, blobs, seed):
+    """What a plan that was carried out leaves is no rate to go on with."""
+    X, y = blobs()
+    est = make(seed=seed, learning_rate=schedule).fit(X, y)
+    before = est.coefs_[0].copy()
+    est.set_params(learning_rate="constant").partial_fit(X, y)
+    assert np.abs(est.coefs_[0] - before).max() > 1e-3
+
+
+def test_warm_start_compares_like_with_like(blobs, seed):
+    """After another loss or another score, the best so far is no longer the best."""
+    X, y = blobs(n_classes=2)
+    est = make(seed=seed, warm_start=True, early_stopping=True, max_iter=20).fit(X, y)
+    est.set_params(scoring="loss").fit(X, y)
+    assert est.best_validation_score_ == max(est.validation_scores_[-est.n_iter_ :])
+    assert est.best_validation_score_ < 0 < est.best_iter_
+    reg = MLPRegressorBN(hidden_layer_sizes=(6,), warm_start=True, max_iter=5, random_state=seed)
+    reg.fit(X, X[:, 0]).set_params(loss="absolute_error").fit(X, X[:, 0])
+    assert reg.best_loss_ == min(reg.loss_curve_[-5:])
+
+
+def test_subclasses_may_have_other_parameters(blobs):
+    class Penalized(MLPClassifierBN):
+        def __init__(self, alpha=1.0):
+            super().__init__((6,), alpha=alpha, max_iter=3, solver="sgd", random_state=0)
+
+    X, y = blobs()
+    assert Penalized().fit(X, y).get_params() == {"alpha": 1.0}
+    assert Penalized().fit(X, y).loss_ != Penalized(0.0).fit(X, y).loss_
+
+
+def test_curves_of_a_failed_call_are_cut_back(blobs, seed):
+    """They grow in place, whatever their length, and a call that fails leaves none of its own."""
+    X, y = blobs()
+    est = make(None, seed).fit(X, y)
+    est.set_params(learning_rate_init=1e300, warm_start=True)
+    curve = est.loss_curve_
+    expected = list(curve)
+    with pytest.raises(ValueError, match="diverged"):
+        est.fit(X, y)
+    assert est.loss_curve_ is curve
+    assert curve == expected
+    est.set_params(learning_rate_init=1e-3).partial_fit(X, y)
+    assert curve[:-1] == expected
+    twin = copy.copy(est).partial_fit(X, y)
+    assert len(twin.loss_curve_) == len(est.loss_curve_) + 1
+
+
+def test_class_weights_are_for_training(blobs, seed):
+    """Validation scores count rows as they are, whether they were split off or given."""
+    X, y = blobs(200, n_classes=2)
+    est = make(
+        seed=seed, class_weight={0: 1.0, 1: 50.0}, early_stopping=True, bn_statistics="moving"
+    )
+    est.fit(X, y)
+    n_held_out = 20
+    scores = np.array(est.validation_scores_) * n_held_out
+    assert_allclose(scores, scores.round(), atol=1e-9)
+
+
+def test_predictions_do_not_ask_for_the_loss(blobs, seed):
+    X, _ = blobs()
+    reg = MLPRegressorBN("poisson", (6,), max_iter=3, random_state=seed).fit(X, np.abs(X[:, 0]))
+    expected = reg.predict(X)
+    assert_array_equal(reg.set_params(loss="squared_error").predict(X), expected)
+    assert_array_equal(reg.set_params(loss="no loss").predict(X), expected)

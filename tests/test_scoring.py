@@ -218,8 +218,36 @@ def test_scores_that_are_nan(problem, unchanged):
     assert np.isnan(est.validation_scores_).all()  # a curve and no more
     assert np.isfinite(est.validation_loss_curve_).all()
     est.set_params(early_stopping=True)
-    with unchanged(est, X), pytest.raises(ValueError, match="validation score of epoch 1 is NaN"):
+    with unchanged(est, X), pytest.raises(ValueError, match="validation score of epoch 1 is nan"):
         est.fit(X, y, **one_class)
     est.set_params(scoring="roc_auc")
-    with pytest.warns(UndefinedMetricWarning), pytest.raises(ValueError, match="is NaN"):
+    with pytest.warns(UndefinedMetricWarning), pytest.raises(ValueError, match="is nan"):
         est.fit(X, y, **one_class)
+
+
+def test_scorers_without_weights(problem):
+    """They are not given any: not the user's, and not those of classes."""
+    X, y, X_val, y_val = problem(2)
+
+    def scorer(model, X, y):
+        return model.score(X, y)
+
+    for scoring in (scorer, "matthews_corrcoef", "neg_max_error"):
+        est = make(2, scoring=scoring, early_stopping=True, class_weight="balanced")
+        est.fit(
+            X, y, np.ones(len(X)), X_val=X_val, y_val=y_val, sample_weight_val=np.ones(len(y_val))
+        )
+        assert np.isfinite(est.validation_scores_).all()
+
+
+def test_scores_that_are_infinite(problem, unchanged):
+    X, y, *_ = problem(2)
+    est = make(2, scoring=lambda model, X, y: -np.inf, early_stopping=True)
+    with unchanged(est, X), pytest.raises(ValueError, match="epoch 1 is -inf"):
+        est.fit(X, y)
+
+
+def test_scoring_without_validation_is_reported(problem):
+    X, y, *_ = problem(2)
+    with pytest.warns(UserWarning, match="scoring='loss' has no effect"):
+        make(2, scoring="loss").fit(X, y)

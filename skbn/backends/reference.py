@@ -299,6 +299,8 @@ LOSSES = {
 
 def total_loss(kind, raw, targets, weights):
     """Return the weighted sums of losses and scores, and the gradient of the first."""
+    if kind is None:
+        raise ValueError("This executor was made without a loss.")
     loss, gradient, scores = LOSSES[kind](raw, targets)
     weights = np.ones(len(raw)) if weights is None else weights
     counts = weights > 0  # what has no weight may be anything
@@ -412,8 +414,8 @@ class ReferenceExecutor:
     ----------
     network : Network
         Table and vectors; training changes ``params`` and ``state`` in place.
-    loss_kind : LossKind
-        Loss over the raw outputs.
+    loss_kind : LossKind or None
+        Loss over the raw outputs; None where nothing is trained or evaluated.
     alpha : float
         L2 penalty on dense weights.
     batch_size : int
@@ -422,7 +424,7 @@ class ReferenceExecutor:
         Key of the dropout generator.
     """
 
-    def __init__(self, network, *, loss_kind, alpha=0.0, batch_size=1, dropout_key=(0, 0)):
+    def __init__(self, network, *, loss_kind=None, alpha=0.0, batch_size=1, dropout_key=(0, 0)):
         self.network = network
         self.loss_kind = loss_kind
         self.alpha = alpha

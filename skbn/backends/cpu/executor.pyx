@@ -116,7 +116,7 @@ cdef inline Py_ssize_t batch_stop(
     Py_ssize_t start, Py_ssize_t n_rows, Py_ssize_t size, Py_ssize_t min_rows,
 ) noexcept nogil:
     """End of the batch that begins at start; a rest shorter than min_rows joins it."""
-    return n_rows if size == 0 or n_rows - start < size + min_rows else start + size
+    return n_rows if size == 0 or n_rows - start - min_rows < size else start + size
 
 
 cdef bint handlers_raise() noexcept with gil:
@@ -597,8 +597,8 @@ cdef class CPUExecutor:
     ----------
     network : Network
         Table and vectors; training changes ``params`` and ``state`` in place.
-    loss_kind : LossKind
-        Loss over the raw outputs.
+    loss_kind : LossKind or None
+        Loss over the raw outputs; None where nothing is trained or evaluated.
     alpha : float
         L2 penalty on dense weights.
     batch_size : int
@@ -608,7 +608,7 @@ cdef class CPUExecutor:
     """
 
     cdef Plan plan
-    cdef bint is_double
+    cdef bint is_double, lacks_input
     cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs, n_batches_per_call
     cdef void* params
@@ -617,7 +617,7 @@ cdef class CPUExecutor:
     cdef void* deltas
     cdef object network, dtype, owners, train_owners
 
-    def __init__(self, network, *, loss_kind, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0)):
+    def __init__(self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0)):
         table = network.table
         cdef const LayerRecord[::1] layers = table
         cdef Plan* plan = &self.plan
@@ -652,7 +652,7 @@ cdef class CPUExecutor:
                 plan.largest = max(plan.largest, layers[index].n_out * layers[index].in_stride)
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
-        plan.loss = loss_kind
+        plan.loss = 0 if loss_kind is None else loss_kind
         n_out = layers[plan.n_layers - 1].n_out
         plan.n_scores = 1 if loss_kind in (SKBN_BINARY_LOG_LOSS, SKBN_CATEGORICAL_LOG_LOSS) else n_out
         plan.target_size = 1 if loss_kind == SKBN_CATEGORICAL_LOG_LOSS else n_out
@@ -674,25 +674,37 @@ cdef class CPUExecutor:
     def __exit__(self, *exception):
         single_threaded_blas().__exit__(*exception)
 
-    cdef allocate(self):
-        """Make the buffers that training needs, when it first needs them."""
+    cdef allocate(self, bint compressed):
+        """Make the buffers that training needs, when it first needs them.
+
+        The input comes first in them. Nobody takes a gradient of it, and where rows are compressed nobody gathers it:
+        the addresses then begin in front of what is allocated.
+        """
         cdef Plan* plan = &self.plan
-        if self.train_owners is not None:
+        cdef Py_ssize_t input_size = plan.capacity * plan.input_stride, size = plan.capacity * plan.row_size
+        cdef Py_ssize_t input_bytes = input_size * <Py_ssize_t> (sizeof(double) if self.is_double else sizeof(float))
+        if self.train_owners is not None and (compressed or not self.lacks_input):
             return
-        activations = aligned_zeros(plan.capacity * plan.row_size, self.dtype)
+        self.lacks_input = compressed
+        activations = aligned_zeros(size - (input_size if compressed else 0), self.dtype)
         # Behind the deltas: room for transposed weights.
-        deltas = aligned_zeros(plan.capacity * plan.row_size + plan.largest, self.dtype)
+        deltas = aligned_zeros(size - input_size + plan.largest, self.dtype)
         grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         scratch = aligned_zeros(4 * plan.widest, np.float64)
         weights = aligned_zeros(plan.capacity, np.float64)
-        self.activations = address(activations, self.kind, 0, True)
-        self.deltas = address(deltas, self.kind, 0, True)
+        self.activations = <char*> address(activations, self.kind, 0, True) - (input_bytes if compressed else 0)
+        self.deltas = <char*> address(deltas, self.kind, 0, True) - input_bytes
         self.grads = address(grads, self.kind, 0, True)
         plan.saved = <double*> address(saved, b"d", 0, True)
         plan.scratch = <double*> address(scratch, b"d", 0, True)
         plan.batch_weights = <double*> address(weights, b"d", 0, True)
         self.train_owners = (activations, deltas, grads, saved, scratch, weights)
+
+    cdef check_loss(self):
+        """Refuse to train or evaluate without a loss."""
+        if self.plan.loss == 0:
+            raise ValueError("This executor was made without a loss.")
 
     cdef raise_what_was_raised(self):
         """Raise what stopped a call."""
@@ -720,7 +732,8 @@ cdef class CPUExecutor:
         cdef void* m = address(memory, self.kind, optimizer_vectors(record.kind) * plan.n_params, True)
         cdef double* totals = <double*> address(sums, b"d", 2 + plan.n_scores, True)
         cdef unsigned long long mode
-        self.allocate()
+        self.check_loss()
+        self.allocate(meets_compressed(plan, &source))
         with nogil:
             mode = flush_denormals()
             if self.is_double:
@@ -759,7 +772,8 @@ cdef class CPUExecutor:
         cdef double loss, total
         if n_rows > plan.capacity:
             raise ValueError(f"{n_rows} rows do not fit buffers for {plan.capacity}.")
-        self.allocate()
+        self.check_loss()
+        self.allocate(meets_compressed(plan, &source))
         with nogil:
             mode = flush_denormals()
             w = gather_weights(plan.batch_weights, w, index, 0, n_rows)
@@ -845,6 +859,7 @@ cdef class CPUExecutor:
 
     def evaluate(self, X, targets, weights, rows):
         """Return the weighted sum of the rows' losses, without penalty, the weight of all rows, and the scores."""
+        self.check_loss()
         n_rows = rows.shape[0]
         parts = np.empty(((n_rows + EVAL_ROWS - 1) // EVAL_ROWS, 2 + self.plan.n_scores))
         self.run_blocks(X, targets, weights, rows, n_rows, None, parts)
