@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 from skbn import exceptions
+from skbn._classifier import MLPClassifierBN
 from skbn._display import TrainingCurveDisplay
-from skbn._mlp import MLPClassifierBN, MLPRegressorBN
+from skbn._regressor import MLPRegressorBN
 from skbn._version import __version__
 
 __all__ = [

@@ -132,7 +132,7 @@ def through_skops(est, path):
     io = pytest.importorskip("skops.io")
     data = io.dumps(est)
     trusted = io.get_untrusted_types(data=data)
-    assert trusted == [f"skbn._mlp.{type(est).__name__}"]
+    assert trusted == [f"{type(est).__module__}.{type(est).__name__}"]
     return io.loads(data, trusted=trusted)
 
 
