@@ -318,7 +318,7 @@ def test_parameters_of_sklearn(kind, params, start, blobs, unchanged):
         ("weight_init", "magic"),
         ("solver", "adagrad"),
         ("device", "tpu"),
-        ("scoring", "acuracy"),
+        ("scoring", "no_such_score"),
         ("max_grad_norm", 0.0),
         ("max_grad_norm", -1.0),
         ("learning_rate", "two cycles"),

@@ -186,7 +186,7 @@ def test_sparse_rows_and_labels(problem):
 
 
 @pytest.mark.parametrize(
-    "scoring", ["acuracy", "Loss", ["accuracy"], 3, {"a": "accuracy"}], ids=str
+    "scoring", ["no_such_score", "Loss", ["accuracy"], 3, {"a": "accuracy"}], ids=str
 )
 @pytest.mark.parametrize("n_classes", [3, 0])
 def test_no_scorer(n_classes, scoring, problem, unchanged):
@@ -198,6 +198,7 @@ def test_no_scorer(n_classes, scoring, problem, unchanged):
             getattr(est, method)(X, y, **kwargs)
 
 
+@pytest.mark.filterwarnings("ignore:scoring=.* has no effect without")
 def test_a_scorer_that_fails(problem, unchanged):
     X, y, X_val, y_val = problem(3)
     rng = np.random.RandomState(0)
