@@ -574,6 +574,7 @@ def quietly(function, *args, **kwargs):
     return error, [str(warning.message) for warning in caught]
 
 
+@pytest.mark.skipif(not TABLE.exists(), reason="the pages are not part of this installation")
 def test_every_difference_is_shown():
     table = [line for line in TABLE.read_text("utf-8").splitlines() if line.startswith("|")]
     rows = [line.split("|")[1].strip() for line in table[2:]]

@@ -281,7 +281,7 @@ def spoil(S, part, where, value):
     return S
 
 rng = np.random.default_rng(0)
-X, y = sparse.random_array((60, 6), density=0.5, format="csr", rng=rng), np.arange(60) % 3
+X, y = sparse.csr_array(rng.normal(size=(60, 6)) * (rng.random((60, 6)) < 0.5)), np.arange(60) % 3
 found = {}
 for kind in ("csr_matrix", "csr_array", "csc_matrix", "csc_array"):
     for spoiling in json.loads(sys.argv[1]):
@@ -340,7 +340,7 @@ def test_a_refusal_changes_nothing(container, problem, unchanged):
         lambda: est.recalibrate(bad),
         lambda: est.predict(bad),
     ):
-        with unchanged(est, X), pytest.raises(ValueError, match="indices must be"):
+        with unchanged(est, X), pytest.raises(ValueError, match=r"ind(ices|ex values) must be"):
             call()
 
 
@@ -361,9 +361,9 @@ def test_numbers_that_are_not_finite(value, problem, unchanged):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_x_is_never_made_dense(dtype, placement):
     """Of 5,000 rows of 20,000 features: 400 or 800 MB, were they dense."""
-    X = sparse.random_array(
-        (5000, 20_000), density=1e-4, format="csr", rng=np.random.default_rng(0), dtype=dtype
-    )
+    rng = np.random.default_rng(0)
+    places = rng.integers(5000, size=10_000), rng.integers(20_000, size=10_000)
+    X = sparse.csr_array((rng.random(10_000, dtype), places), shape=(5000, 20_000))
     y = np.arange(5000) % 2
     size = X.shape[0] * X.shape[1] * X.dtype.itemsize
     est = make("binary", placement, hidden_layer_sizes=(2,), max_iter=1, batch_size=20)
