@@ -88,8 +88,18 @@ class History:
         validation_loss = self.validation_loss_curve[-1] if self.watches_validation else 0.0
         return isfinite(self.loss_curve[-1]) and isfinite(validation_loss)
 
-    def append_validation(self, loss, score):
-        """Enter the last epoch in the validation curves; epochs without validation are NaN."""
+    def append(self, n_rows, loss, score, validation):
+        """Enter an epoch over so many rows: what it gave in training mode, then in validation.
+
+        ``validation`` is a loss and a score, or None; epochs without are NaN in their curves.
+        """
+        self.n_iter += 1
+        self.n_samples_seen += n_rows
+        self.loss_curve.append(loss)
+        self.train_scores.append(score)
+        if validation is None and not self.validation_scores:
+            return
+        loss, score = validation or (nan, nan)
         for curve, value in ((self.validation_loss_curve, loss), (self.validation_scores, score)):
             curve.extend([nan] * (len(self.loss_curve) - 1 - len(curve)))
             curve.append(value)
@@ -270,19 +280,15 @@ class _Validation:
     """Scores a network on rows that it is not trained on."""
 
     def __init__(self, executor, loss_function, data, scorer):
-        self.executor, self.loss_function, self.data, self.scorer = (
-            executor,
-            loss_function,
-            data,
-            scorer,
-        )
+        self.executor, self.loss_function = executor, loss_function
+        self.data, self.scorer = data, scorer
         self.baseline = loss_function.baseline(data.targets, data.weights, data.rows)
 
-    def measure(self, network):
-        """Return mean loss and score; the score of a loss that is not finite is NaN."""
+    def measure(self, network, is_finite=True):
+        """Return mean loss and score; the score of a network that is not finite is NaN."""
         total, weight, *scores = self.executor.evaluate(*self.data).tolist()
         loss = total / weight
-        if not isfinite(loss):
+        if not (is_finite and isfinite(loss)):
             return loss, nan
         if self.scorer == "loss":
             return loss, -loss
@@ -386,20 +392,14 @@ def train(
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     shuffle_rows(data.rows, random_state)
                 loss, scores = _run_epoch(executor, optimizer, data, sums)
-                history.n_iter += 1
-                history.n_samples_seen += len(data.rows)
-                history.loss_curve.append(loss)
-                history.train_scores.append(loss_function.score(scores, baseline))
-                if validation is not None:
-                    validation_loss, score = validation.measure(network)
-                    history.append_validation(validation_loss, score if isfinite(loss) else nan)
-                    if early_stopping and history.is_finite and not isfinite(score):
-                        raise ValueError(
-                            f"The validation score of epoch {history.n_iter} is {score}: early "
-                            "stopping cannot watch it."
-                        )
-                elif history.validation_scores:
-                    history.append_validation(nan, nan)
+                measured = validation and validation.measure(network, isfinite(loss))
+                score = loss_function.score(scores, baseline)
+                history.append(len(data.rows), loss, score, measured)
+                if early_stopping and history.is_finite and not isfinite(measured[1]):
+                    raise ValueError(
+                        f"The validation score of epoch {history.n_iter} is {measured[1]}: early "
+                        "stopping cannot watch it."
+                    )
                 if history.update(early_stopping, tol) and early_stopping:
                     best.assign(network)
                 optimizer.end_epoch(history.n_samples_seen)
@@ -510,14 +510,9 @@ def train_lbfgs(
 
     def record():
         latest.assign(network)
-        history.n_iter += 1
-        history.n_samples_seen += len(data.rows)
-        history.loss_curve.append(evaluated["loss"])
-        history.train_scores.append(loss_function.score(evaluated["scores"], baseline))
-        if validation is not None:
-            history.append_validation(*validation.measure(network))
-        elif history.validation_scores:
-            history.append_validation(nan, nan)
+        score = loss_function.score(evaluated["scores"], baseline)
+        measured = validation and validation.measure(network)
+        history.append(len(data.rows), evaluated["loss"], score, measured)
         history.update(False, tol)
 
     def end_iteration(_):

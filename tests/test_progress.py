@@ -62,10 +62,7 @@ class Epochs:
         self.observer, self.history = observer, History()
 
     def end(self, loss=0.5, score=None):
-        self.history.n_iter += 1
-        self.history.loss_curve.append(loss)
-        if score is not None:
-            self.history.append_validation(0.0, score)
+        self.history.append(1, loss, 0.5, None if score is None else (0.0, score))
         assert not self.observer.epoch_ended(self.history)
 
 
