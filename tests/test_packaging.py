@@ -114,6 +114,7 @@ PARTS = {
     "skbn.backends.memory": "shared",
     "skbn.backends.records": "shared",
     "skbn.backends.reference": "reference",
+    "skbn.backends.reference_arrays": "reference",
     "skbn.backends.cpu": "cpu",
     "skbn.backends.cuda": "cuda",
     "skbn.backends": "switch",
@@ -125,6 +126,7 @@ PARTS = {
     "skbn._shuffle": "network",
     "skbn._training": "training",
     "skbn._sklearn_compat": "scikit-learn's private names",
+    "skbn.functional": "functional",
     "skbn.": "estimators",
     "skbn": "public names",
 }
@@ -139,9 +141,10 @@ MAY_KNOW = {
     "switch": {"shared", "reference", "cpu", "cuda"},
     "network": {"shared"},
     "training": {"shared", "switch", "network", "scikit-learn's private names"},
+    "functional": {"shared", "switch"},
     "estimators": {"shared", "switch", "network", "training", "scikit-learn's private names"},
     "scikit-learn's private names": set(),
-    "public names": {"estimators"},
+    "public names": {"estimators", "functional"},
 }
 
 

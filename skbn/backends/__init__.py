@@ -1,4 +1,7 @@
-"""Executors walk a network's table on a device; ``get_executor`` is the only switch."""
+"""What computes on a device: executors walk a network's table, array functions normalize arrays.
+
+``get_executor`` and ``get_array_functions`` are the only switches.
+"""
 # SPDX-License-Identifier: BSD-3-Clause
 
 
@@ -23,8 +26,37 @@ def get_executor(device):
         from skbn.backends.reference import ReferenceExecutor
 
         return ReferenceExecutor
+    raise _unknown(device)
+
+
+def get_array_functions(device):
+    """Return the module that normalizes arrays on a device.
+
+    Parameters
+    ----------
+    device : {None, "cpu", "reference", "cuda"}
+        None is "cpu". "reference" is the NumPy module that judges the others.
+
+    Returns
+    -------
+    module
+        A module with the functions of :mod:`skbn.backends.reference_arrays`.
+    """
+    if device is None or device == "cpu":
+        from skbn.backends.cpu import arrays
+
+        return arrays
+    if device == "reference":
+        from skbn.backends import reference_arrays
+
+        return reference_arrays
+    raise _unknown(device)
+
+
+def _unknown(device):
+    """Return the error that says what is wrong with a device."""
     if device == "cuda":
-        raise NotImplementedError(
+        return NotImplementedError(
             "device='cuda' is not implemented in this version of skbn; use device=None or 'cpu'."
         )
-    raise ValueError(f"device must be None, 'cpu' or 'cuda', got {device!r}.")
+    return ValueError(f"device must be None, 'cpu' or 'cuda', got {device!r}.")

@@ -15,6 +15,20 @@ def aligned_zeros(size, dtype):
     return raw[start : start + n_bytes].view(dtype)
 
 
+def empty_like(x):
+    """Return an array of the shape, type and layout of x, large ones on a 64-byte boundary.
+
+    There kernels may write past the cache. Where x has gaps the result has none.
+    """
+    if x.nbytes < 2**20:
+        return np.empty_like(x)
+    raw = np.empty(x.nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    out = raw[start : start + x.nbytes].view(x.dtype).reshape([x.shape[axis] for axis in order])
+    return out.transpose(np.argsort(order))
+
+
 def padded(width, itemsize):
     """Return the stride, in elements, of rows of ``width`` elements: whole cache lines."""
     per_line = ALIGNMENT // itemsize

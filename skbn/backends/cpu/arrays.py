@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from skbn.backends.reference_arrays import *  # noqa

@@ -1,0 +1,445 @@
+"""Batch normalization of arrays: for layers of your own, and for images and sequences.
+
+Each function normalizes over all axes but those in ``axis``, which keep their own statistics, as in
+Keras. Arrays may have any number of axes and any layout: C or Fortran order, strided, read-only,
+memory-mapped; they are read where they lie. Statistics are float64 whatever the type of the array,
+with all their digits however far the mean is from zero, and the same bits on any number of threads
+and in any layout. NaN and infinity stay within their column. Formulas: docs/design.md (Ioffe &
+Szegedy, 2015).
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import operator
+from dataclasses import dataclass, field
+from math import inf, isfinite
+
+import numpy as np
+
+from skbn.backends import get_array_functions
+from skbn.backends.memory import empty_like
+from skbn.backends.records import Activation
+
+__all__ = ["BatchNormSaved", "batch_norm", "batch_norm_backward", "batch_norm_inference", "moments"]
+
+_ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormSaved:
+    """What :func:`batch_norm` hands to :func:`batch_norm_backward`.
+
+    Attributes
+    ----------
+    x : ndarray
+        The input itself, not a copy.
+    gamma, beta : ndarray of float64 or None
+        Scale and shift, in the shape of the axes kept.
+    mean, var : ndarray of float64
+        Mean and biased variance of x, in the shape of the axes kept.
+    inv_std : ndarray of float64
+        ``1 / sqrt(var + epsilon)``; 0 where both are 0.
+    axis : tuple of int
+        The axes kept, in ascending order.
+    activation : str
+        Name of the activation.
+    sample_weight : ndarray of float64 or None
+        Weights of the samples.
+    """
+
+    x: np.ndarray
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    mean: np.ndarray
+    var: np.ndarray
+    inv_std: np.ndarray
+    axis: tuple
+    activation: str
+    sample_weight: np.ndarray | None
+    _statistics: np.ndarray = field(repr=False)  # (4, n): mean in two parts, var, inv_std
+
+
+def moments(x, *, axis=-1, sample_weight=None):
+    """Mean and biased variance over all axes but those in ``axis``.
+
+    Parameters
+    ----------
+    x : array-like
+        Numbers; float32 and float64 are read as they are, all else as float64.
+    axis : int, tuple of int or None, default=-1
+        The axis or axes that keep their own statistics; all others are reduced. None keeps none.
+    sample_weight : array-like of shape (x.shape[0],), default=None
+        A sample of weight w counts as w samples. Needs the first axis to be reduced.
+
+    Returns
+    -------
+    mean : ndarray of float64
+        Mean, in the shape of the axes kept.
+    var : ndarray of float64
+        Biased (population) variance, in the same shape.
+
+    Raises
+    ------
+    ValueError
+        If nothing is reduced, if x is empty, or if weights are negative, not finite or all zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn.functional import moments
+    >>> mean, var = moments(np.array([[1.0, 10.0], [3.0, 10.0]]))
+    >>> mean
+    array([ 2., 10.])
+    >>> var
+    array([1., 0.])
+    """
+    x, axes, kept = _array_and_axes(x, axis)
+    weights = _weights(sample_weight, x, axes)
+    statistics = _functions().moments(x, axes, weights)
+    _check_overflow(statistics[3], x, axes)
+    return statistics[1].reshape(kept), statistics[3].reshape(kept)
+
+
+def batch_norm(
+    x,
+    gamma=None,
+    beta=None,
+    *,
+    axis=-1,
+    epsilon=1e-3,
+    activation=None,
+    sample_weight=None,
+    out=None,
+):
+    """Batch normalization with the statistics of x, as in training.
+
+    ``activation((x - mean) / sqrt(var + epsilon) * gamma + beta)``, with mean and biased variance
+    over all axes but those in ``axis`` (Ioffe & Szegedy, 2015, algorithm 1).
+
+    Parameters
+    ----------
+    x : array-like
+        Input; float32 and float64 are read as they are, all else as float64.
+    gamma : array-like or None, default=None
+        Scale of each entry kept, or one for all; None: ones.
+    beta : array-like or None, default=None
+        Shift of each entry kept, or one for all; None: zeros.
+    axis : int, tuple of int or None, default=-1
+        The axis or axes that keep their own statistics; all others are reduced. None keeps none.
+    epsilon : float, default=1e-3
+        Added to the variance; 0 or more. Where variance and epsilon are both 0, the output is the
+        activation of beta.
+    activation : str or None, default=None
+        Applied to the result: "identity", "logistic", "tanh", "relu", "leaky_relu", "elu", "selu",
+        "gelu", "silu" or "softplus". None: "identity".
+    sample_weight : array-like of shape (x.shape[0],), default=None
+        A sample of weight w counts as w samples in mean and variance. Needs the first axis to be
+        reduced.
+    out : ndarray, default=None
+        Where to write the result: an array of the shape and type of x that shares no memory with
+        it (backward reads x again).
+
+    Returns
+    -------
+    y : ndarray
+        The result, of the shape and type of x; ``out`` if that was given.
+    saved : BatchNormSaved
+        What :func:`batch_norm_backward` needs, mean and variance among it. It refers to x.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, if nothing is reduced, if x is empty, if a variance overflows
+        float64, or if a parameter is out of its range.
+
+    See Also
+    --------
+    batch_norm_backward : The gradients.
+    batch_norm_inference : Normalization with given statistics.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn.functional import batch_norm
+    >>> y, saved = batch_norm(np.array([[1.0], [2.0], [3.0]]), epsilon=0.0)
+    >>> y.ravel()
+    array([-1.22474487,  0.        ,  1.22474487])
+    >>> saved.mean, saved.var
+    (array([2.]), array([0.66666667]))
+    """
+    x, axes, kept = _array_and_axes(x, axis)
+    gamma, beta = (_kept(value, name, kept) for value, name in ((gamma, "gamma"), (beta, "beta")))
+    activation = _activation(activation)
+    weights = _weights(sample_weight, x, axes)
+    epsilon = _epsilon(epsilon)
+    y = _output(out, x)
+    if out is not None and np.may_share_memory(out, x):
+        raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
+    statistics = _functions().batch_norm_forward(
+        y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
+    )
+    _check_overflow(statistics[2], x, axes)
+    mean, _, var, inv_std = statistics.reshape(4, *kept)
+    name = activation.name.lower()
+    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, axes, name, weights, statistics)
+
+
+def batch_norm_backward(dy, saved, *, out=None):
+    """Gradients of :func:`batch_norm` with respect to x, gamma and beta.
+
+    With dz the gradient in front of the activation, xhat the normalized x and n the number of
+    values that share a mean: ``dbeta = sum(dz)``, ``dgamma = sum(dz * xhat)`` and
+    ``dx = gamma / sqrt(var + epsilon) * (dz - dbeta / n - xhat * dgamma / n)``; with weights w, n is
+    their sum and the last two terms are multiplied by w.
+
+    Parameters
+    ----------
+    dy : array-like
+        Gradient with respect to the output of ``batch_norm``, of the shape of x. Weights are part
+        of it already, as those of a weighted loss are.
+    saved : BatchNormSaved
+        What ``batch_norm`` returned. Its x must not have changed in between.
+    out : ndarray, default=None
+        Where to write dx: an array of the shape and type of x, which may be ``dy`` or ``saved.x``.
+
+    Returns
+    -------
+    dx : ndarray
+        Gradient with respect to x; ``out`` if that was given.
+    dgamma : ndarray of float64
+        Gradient with respect to gamma, in the shape of the axes kept.
+    dbeta : ndarray of float64
+        Gradient with respect to beta, in the shape of the axes kept.
+
+    Raises
+    ------
+    ValueError
+        If the shape of dy is not that of x, or if ``out`` does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn.functional import batch_norm, batch_norm_backward
+    >>> y, saved = batch_norm(np.array([[1.0], [2.0], [4.0]]))
+    >>> dx, dgamma, dbeta = batch_norm_backward(np.ones((3, 1)), saved)
+    >>> dbeta
+    array([3.])
+    """
+    x = saved.x
+    dy = _numbers(dy, "dy", x.dtype)
+    if dy.shape != x.shape:
+        raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
+    dx = _output(out, x)
+    target = dx
+    if out is not None and any(_overlaps_shifted(out, other) for other in (x, dy)):
+        target = empty_like(x)
+    sums = _functions().batch_norm_backward(
+        target,
+        dy,
+        x,
+        saved.axis,
+        _flat(saved.gamma),
+        _flat(saved.beta),
+        saved._statistics,
+        _activation(saved.activation),
+        saved.sample_weight,
+    )
+    if target is not dx:
+        dx[...] = target
+    dgamma, dbeta = sums.reshape(2, *saved.mean.shape)
+    return dx, dgamma, dbeta
+
+
+def batch_norm_inference(
+    x, mean, var, gamma=None, beta=None, *, axis=-1, epsilon=1e-3, activation=None, out=None
+):
+    """Batch normalization with given statistics, as at prediction.
+
+    ``activation((x - mean) / sqrt(var + epsilon) * gamma + beta)``.
+
+    Parameters
+    ----------
+    x : array-like
+        Input; float32 and float64 are read as they are, all else as float64.
+    mean : array-like
+        Mean of each entry kept, or one for all.
+    var : array-like
+        Variance of each entry kept, or one for all; 0 or more.
+    gamma : array-like or None, default=None
+        Scale of each entry kept, or one for all; None: ones.
+    beta : array-like or None, default=None
+        Shift of each entry kept, or one for all; None: zeros.
+    axis : int, tuple of int or None, default=-1
+        The axis or axes that have statistics of their own. None: one mean and variance for all.
+    epsilon : float, default=1e-3
+        Added to the variance; 0 or more. Where variance and epsilon are both 0, the output is the
+        activation of beta.
+    activation : str or None, default=None
+        Applied to the result; names as in :func:`batch_norm`.
+    out : ndarray, default=None
+        Where to write the result: an array of the shape and type of x, which may be x.
+
+    Returns
+    -------
+    y : ndarray
+        The result, of the shape and type of x; ``out`` if that was given.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, if a variance is negative, or if a parameter is out of its range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn.functional import batch_norm_inference
+    >>> batch_norm_inference(np.array([[1.0, 2.0]]), mean=[0.0, 2.0], var=4.0, epsilon=0.0)
+    array([[0.5, 0. ]])
+    """
+    x, axes, kept = _array_and_axes(x, axis, may_be_empty=True)
+    given = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
+    mean, var, gamma, beta = (_kept(value, name, kept) for name, value in given.items())
+    if mean is None or var is None:
+        raise ValueError("mean and var must be given; batch_norm takes them from x.")
+    if (var < 0).any():
+        raise ValueError("var holds negative values.")
+    activation, epsilon = _activation(activation), _epsilon(epsilon)
+    y = _output(out, x)
+    target = empty_like(x) if out is not None and _overlaps_shifted(out, x) else y
+    if x.size:
+        _functions().batch_norm_forward_eval(
+            *(target, x, axes, _flat(gamma), _flat(beta)),
+            *(_flat(mean), np.zeros(mean.size), _flat(var), epsilon, activation),
+        )
+    if target is not y:
+        y[...] = target
+    return y
+
+
+def _functions():
+    return get_array_functions(None)
+
+
+def _numbers(x, name, dtype=None):
+    """Return x as an aligned array of native float32 or float64, itself if it is one."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        if x.dtype.kind == "c":
+            raise ValueError(f"Complex data not supported\n{name} has dtype {x.dtype}.")
+        x = x.astype(np.float64)  # objects and strings of numbers, or NumPy's own error
+    if dtype is None:
+        dtype = np.float32 if x.dtype.type is np.float32 else np.float64
+    if x.dtype != dtype or not x.flags.aligned:
+        x = x.astype(dtype)
+    return x
+
+
+def _array_and_axes(x, axis, may_be_empty=False):
+    """Return x as an array, the axes kept in ascending order, and their lengths."""
+    x = _numbers(x, "x")
+    if axis is None:
+        axis = ()
+    given = [operator.index(a) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
+    for a in given:
+        if not -x.ndim <= a < x.ndim:
+            raise np.exceptions.AxisError(a, x.ndim, "axis")
+    axes = tuple(sorted({a % x.ndim for a in given}))
+    if len(axes) < len(given):
+        raise ValueError(f"axis={axis!r} names an axis twice.")
+    if len(axes) == x.ndim:
+        raise ValueError(
+            f"axis={axis!r} keeps every axis of an array with {x.ndim} of them; one at least must "
+            "be left to take statistics over."
+        )
+    if x.size == 0 and not may_be_empty:
+        raise ValueError(f"x is empty: it has shape {x.shape}.")
+    return x, axes, tuple(x.shape[a] for a in axes)
+
+
+def _kept(value, name, kept):
+    """Return a parameter as a float64 array in the shape of the axes kept; None stays None."""
+    if value is None:
+        return None
+    value = _numbers(value, name, np.dtype(np.float64))
+    if value.shape != kept and value.size != 1:
+        raise ValueError(f"{name} has shape {value.shape}; the axes kept have shape {kept}.")
+    return np.ascontiguousarray(value if value.shape == kept else np.full(kept, value.item()))
+
+
+def _flat(value):
+    return None if value is None else value.reshape(-1)
+
+
+def _weights(sample_weight, x, axes):
+    """Return the weights of the samples as float64, or None."""
+    if sample_weight is None:
+        return None
+    if 0 in axes:
+        raise ValueError("sample_weight needs the first axis, which holds the samples, reduced.")
+    weights = np.ascontiguousarray(_numbers(sample_weight, "sample_weight", np.dtype(np.float64)))
+    if weights.shape != x.shape[:1]:
+        raise ValueError(f"sample_weight has shape {weights.shape}, expected {x.shape[:1]}.")
+    if not (weights >= 0).all() or weights.max() == inf:
+        raise ValueError("sample_weight holds values that are negative or not finite.")
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every sample.")
+    return weights
+
+
+def _epsilon(epsilon):
+    epsilon = float(epsilon)
+    if not (isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon must be a finite number, 0 or more, got {epsilon}.")
+    return epsilon
+
+
+def _activation(name):
+    try:
+        return _ACTIVATIONS["identity" if name is None else name]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"activation must be None or one of {', '.join(_ACTIVATIONS)}, got {name!r}."
+        ) from None
+
+
+def _output(out, x):
+    """Return out if x fits into it, or a new array laid out as x is."""
+    if out is None:
+        return empty_like(x)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}.")
+    if out.shape != x.shape or out.dtype != x.dtype or not out.flags.aligned:
+        raise ValueError(
+            f"out must be an aligned array of shape {x.shape} and type {x.dtype}, got shape "
+            f"{out.shape} and type {out.dtype}."
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only.")
+    return out
+
+
+def _overlaps_shifted(out, x):
+    """Whether writing into out would overwrite numbers of x that are still to be read."""
+    same = (
+        out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
+        and out.strides == x.strides
+    )
+    return not same and np.may_share_memory(out, x)
+
+
+def _check_overflow(var, x, axes):
+    """Refuse finite numbers whose variance is not: silence would make zeros or NaN of them."""
+    if np.isfinite(var).all():
+        return
+    reduced = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    finite = np.isfinite(x).all(axis=reduced).reshape(-1)
+    overflowed = np.flatnonzero(finite & ~np.isfinite(var))
+    if overflowed.size:
+        raise ValueError(
+            f"The variance of finite values overflows float64, first in entry {overflowed[0]} of "
+            "the axes kept. Scale the input down."
+        )
