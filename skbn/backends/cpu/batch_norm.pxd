@@ -18,6 +18,9 @@ and a constant column has variance 0 exactly. The mean is kept in two parts, mea
 With weights the first row may be one that hardly counts, so there both types get the mean first.
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
+In a block of an array (arrays.pyx) the rows take turns in LANES sums. Where the columns lie side by side, a lane is every
+sixteenth row; where a column's rows do, they are a matrix of sixteen columns. Both go through the loops below and give
+the same bits.
 
 The inner loops run down the rows of one line (lines.pxd) with their sums in registers. A sum is a chain of dependent
 additions, so even and odd rows have one each, and a phase does all lines of a tile before the next phase begins.
@@ -26,17 +29,21 @@ additions, so even and odd rows have one each, and a phase does all lines of a t
 from cython cimport floating
 from libc.float cimport DBL_MAX
 from libc.math cimport NAN, isnan, pow, sqrt
+from libc.string cimport memcpy
 
 from skbn.backends.cpu.activations cimport activation_forward
 from skbn.backends.cpu.lines cimport (
+    below,
     count_lines,
     double_line,
     float_line,
     fma_line,
     line,
+    mask_line,
     relu_line,
     splat_double,
     splat_number,
+    store_line,
     widen,
 )
 from skbn.backends.records cimport (
@@ -50,6 +57,14 @@ from skbn.backends.records cimport (
 cdef enum:
     TILE = 64  # columns whose sums and factors stay in local arrays
     BLOCK = 64  # rows that backward sums in the network's type before they meet in float64
+    BLOCK_ROWS = 256  # rows of a block of an array
+    LANES = 16  # sums that the rows of such a block take turns in: whole lines of float and double everywhere
+    LANE_ROWS = 16  # BLOCK_ROWS / LANES
+
+cdef enum Lie:
+    IN_ORDER    # a network's buffer: columns side by side, rows summed in order
+    ACROSS      # a block of an array, columns side by side: row i is summed in lane i % LANES
+    DOWN        # a block of an array, the rows of a column side by side, columns `stride` apart; the same lanes
 
 
 cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
@@ -60,7 +75,7 @@ cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
     return 0 if total <= 0 else inverse
 
 
-# Loops over lines. Tiles are (n_rows, n_lines) by stride, in lines; factors are (n_lines,).
+# Loops over lines. Tiles are (n_rows, n_lines) by a stride in bytes; factors are (n_lines,).
 
 
 cdef inline void sums_of_deviations(
@@ -121,32 +136,33 @@ cdef inline void weighted_sums_of_deviations(
 cdef inline void normalize(
     line* y,                    # OUT
     const line* x, const line* high, const line* low, const line* scale, const line* shift,
-    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride, bint rectify,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t y_stride, Py_ssize_t x_stride,
+    bint rectify, bint past_cache,
 ) noexcept nogil:
     """y = ((x - high) - low) * scale + shift, then ReLU if asked."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, b
+    cdef line h, lo, a, b, z
     for k in range(n_lines):
         h = high[k]
         lo = low[k]
         a = scale[k]
         b = shift[k]
-        if rectify:
-            for i in range(n_rows):
-                y[i * stride + k] = relu_line(fma_line((x[i * stride + k] - h) - lo, a, b))
-        else:
-            for i in range(n_rows):
-                y[i * stride + k] = fma_line((x[i * stride + k] - h) - lo, a, b)
+        for i in range(n_rows):
+            z = fma_line((below(x, i * x_stride)[k] - h) - lo, a, b)
+            if rectify:
+                z = relu_line(z)
+            store_line(below(y, i * y_stride) + k, z, past_cache)
 
 
 cdef inline void gradient_sums(
     line* total, line* total_xhat,      # OUT
-    const line* dz, const line* x, const line* high, const line* low, const line* inv_std,
-    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+    const line* dy, const line* x, const line* high, const line* low, const line* inv_std,
+    const line* scale, const line* shift,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify,
 ) noexcept nogil:
-    """Sums over the rows of dz and of dz * xhat."""
+    """Sums over the rows of dz and of dz * xhat. dz is dy or, if asked, dy where ReLU let z pass."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, gradient, even, odd, even_xhat, odd_xhat
+    cdef line h, lo, a, dz, centred, even, odd, even_xhat, odd_xhat
     for k in range(n_lines):
         h = high[k]
         lo = low[k]
@@ -156,29 +172,39 @@ cdef inline void gradient_sums(
         even_xhat = even
         odd_xhat = even
         for i in range(0, n_rows - 1, 2):
-            gradient = dz[i * stride + k]
-            even = even + gradient
-            even_xhat = fma_line(gradient, ((x[i * stride + k] - h) - lo) * a, even_xhat)
-            gradient = dz[(i + 1) * stride + k]
-            odd = odd + gradient
-            odd_xhat = fma_line(gradient, ((x[(i + 1) * stride + k] - h) - lo) * a, odd_xhat)
+            dz = below(dy, i * dy_stride)[k]
+            centred = (below(x, i * x_stride)[k] - h) - lo
+            if rectify:
+                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+            even = even + dz
+            even_xhat = fma_line(dz, centred * a, even_xhat)
+            dz = below(dy, (i + 1) * dy_stride)[k]
+            centred = (below(x, (i + 1) * x_stride)[k] - h) - lo
+            if rectify:
+                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+            odd = odd + dz
+            odd_xhat = fma_line(dz, centred * a, odd_xhat)
         if n_rows % 2:
-            gradient = dz[(n_rows - 1) * stride + k]
-            even = even + gradient
-            even_xhat = fma_line(gradient, ((x[(n_rows - 1) * stride + k] - h) - lo) * a, even_xhat)
+            dz = below(dy, (n_rows - 1) * dy_stride)[k]
+            centred = (below(x, (n_rows - 1) * x_stride)[k] - h) - lo
+            if rectify:
+                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+            even = even + dz
+            even_xhat = fma_line(dz, centred * a, even_xhat)
         total[k] = even + odd
         total_xhat[k] = even_xhat + odd_xhat
 
 
 cdef inline void input_gradient(
     line* dx,                   # OUT
-    const line* dz, const line* x, const line* high, const line* low,
-    const line* scale, const line* mean_dz, const line* slope,
-    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+    const line* dy, const line* x, const line* high, const line* low,
+    const line* scale, const line* shift, const line* mean_dz, const line* slope,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
+    bint rectify, bint past_cache,
 ) noexcept nogil:
-    """dx = scale * ((dz - mean_dz) - (x - mean) * slope)."""
+    """dx = scale * ((dz - mean_dz) - (x - mean) * slope), dz as in gradient_sums."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, m, s
+    cdef line h, lo, a, m, s, dz, centred
     for k in range(n_lines):
         h = high[k]
         lo = low[k]
@@ -186,18 +212,24 @@ cdef inline void input_gradient(
         m = mean_dz[k]
         s = slope[k]
         for i in range(n_rows):
-            dx[i * stride + k] = a * fma_line(lo - (x[i * stride + k] - h), s, dz[i * stride + k] - m)
+            dz = below(dy, i * dy_stride)[k]
+            centred = (below(x, i * x_stride)[k] - h) - lo
+            if rectify:
+                dz = mask_line(dz, fma_line(centred, a, shift[k]))
+            store_line(below(dx, i * dx_stride) + k, a * fma_line(-centred, s, dz - m), past_cache)
 
 
 cdef inline void weighted_input_gradient(
     line* dx,                   # OUT
-    const line* dz, const line* x, const line* high, const line* low,
-    const line* scale, const line* total, const line* slope, const double* weights, double share,
-    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+    const line* dy, const line* x, const line* high, const line* low,
+    const line* scale, const line* shift, const line* total, const line* slope,
+    const double* weights, double share,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
+    bint rectify,
 ) noexcept nogil:
-    """dx = scale * (dz - w share * (total + (x - mean) * slope))."""
+    """dx = scale * (dz - w share * (total + (x - mean) * slope)), dz as in gradient_sums."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, m, s
+    cdef line h, lo, a, m, s, dz, centred
     for k in range(n_lines):
         h = high[k]
         lo = low[k]
@@ -205,9 +237,12 @@ cdef inline void weighted_input_gradient(
         m = total[k]
         s = slope[k]
         for i in range(n_rows):
-            dx[i * stride + k] = a * fma_line(
-                fma_line(lo - (x[i * stride + k] - h), s, -m), splat_number(x, weights[i] * share),
-                dz[i * stride + k],
+            dz = below(dy, i * dy_stride)[k]
+            centred = (below(x, i * x_stride)[k] - h) - lo
+            if rectify:
+                dz = mask_line(dz, fma_line(centred, a, shift[k]))
+            below(dx, i * dx_stride)[k] = a * fma_line(
+                fma_line(-centred, s, -m), splat_number(x, weights[i] * share), dz
             )
 
 
@@ -225,58 +260,253 @@ cdef inline double total_weight(const double* weights, Py_ssize_t n_rows) noexce
     return total
 
 
+cdef inline void add_lanes(
+    double* total,              # OUT (columns,)
+    double* lanes,              # IN  (LANES, columns); overwritten
+    Py_ssize_t columns,
+) noexcept nogil:
+    """Sum over the lanes, by halves."""
+    cdef Py_ssize_t half = LANES // 2, k
+    while half > 0:
+        for k in range(half * columns):
+            lanes[k] = lanes[k] + lanes[half * columns + k]
+        half //= 2
+    memcpy(total, lanes, columns * sizeof(double))
+
+
+cdef inline void run_sums(
+    double* total, double* squares,     # OUT (1,)
+    const floating* x,                  # IN  (n_rows,) one column of a block, number after number
+    double pivot, Py_ssize_t n_rows,
+) noexcept nogil:
+    """Sums of deviations in lanes: the run is a matrix of LANES columns, filled up with the pivot."""
+    cdef double lanes[LANES]
+    cdef double squared_lanes[LANES]
+    cdef double pivots[LANES]
+    cdef floating filled[BLOCK_ROWS]
+    cdef Py_ssize_t i, n_full = (n_rows + LANES - 1) // LANES
+    for i in range(LANES):
+        pivots[i] = pivot
+    if n_rows % LANES:
+        memcpy(filled, x, n_rows * sizeof(floating))
+        for i in range(n_rows, n_full * LANES):
+            filled[i] = <floating> pivot
+        x = filled
+    sums_of_deviations(lanes, squared_lanes, x, pivots, n_full, LANES, LANES)
+    add_lanes(total, lanes, 1)
+    add_lanes(squares, squared_lanes, 1)
+
+
+cdef inline void block_sums(
+    double* sums, double* squares,      # OUT (columns,)
+    const floating* x,                  # IN  (n_rows, columns) by stride
+    const double* weights,              # IN  (n_rows,); NULL: ones
+    const double* pivot,                # IN  (columns,)
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
+) noexcept nogil:
+    """Sums of deviations and of their squares over rows that lie in one of three ways."""
+    cdef double lanes[LANES * TILE]
+    cdef double squared_lanes[LANES * TILE]
+    cdef double weights_of_lane[LANE_ROWS]
+    cdef Py_ssize_t j, lane, i, n_in_lane
+    if lie == IN_ORDER:
+        if weights == NULL:
+            sums_of_deviations(sums, squares, x, pivot, n_rows, columns, stride)
+        else:
+            weighted_sums_of_deviations(sums, squares, x, weights, pivot, n_rows, columns, stride)
+    elif lie == DOWN:
+        for j in range(columns):
+            run_sums(sums + j, squares + j, x + j * stride, pivot[j], n_rows)
+    else:
+        for lane in range(LANES):
+            n_in_lane = (n_rows - lane + LANES - 1) // LANES
+            if weights == NULL:
+                sums_of_deviations(
+                    lanes + lane * columns, squared_lanes + lane * columns, x + lane * stride, pivot,
+                    n_in_lane, columns, LANES * stride,
+                )
+                continue
+            for i in range(n_in_lane):
+                weights_of_lane[i] = weights[i * LANES + lane]
+            weighted_sums_of_deviations(
+                lanes + lane * columns, squared_lanes + lane * columns, x + lane * stride, weights_of_lane, pivot,
+                n_in_lane, columns, LANES * stride,
+            )
+        add_lanes(sums, lanes, columns)
+        add_lanes(squares, squared_lanes, columns)
+
+
 cdef inline void tile_moments(
     double* mean, double* correction, double* square,   # OUT (columns,)
     const floating* x,                                  # IN  (n_rows, columns) by stride
     const double* weights,                              # IN  (n_rows,); NULL: ones
     double share,                                       # 1 / sum of the weights: not a division a column
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
 ) noexcept nogil:
     """Means of at most TILE columns as mean + correction; weighted sums of squared deviations from them."""
     cdef double sums[TILE]
-    cdef Py_ssize_t j, first = 0
-    if weights == NULL:
-        for j in range(columns):
-            mean[j] = x[j]
-        sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
-        if floating is double:
-            for j in range(columns):
-                mean[j] = mean[j] + sums[j] * share
-            sums_of_deviations(sums, square, x, mean, n_rows, columns, stride)
-    else:
+    cdef Py_ssize_t j, first = 0, column_stride = stride if lie == DOWN else 1
+    cdef bint again = floating is double or weights != NULL  # the first row will not do as a pivot
+    if weights != NULL:
         while weights[first] == 0 and first < n_rows - 1:
             first += 1
-        for j in range(columns):
-            mean[j] = x[first * stride + j]
-        weighted_sums_of_deviations(sums, square, x, weights, mean, n_rows, columns, stride)
+    for j in range(columns):
+        mean[j] = x[first * stride + j * column_stride]
+    block_sums(sums, square, x, weights, mean, n_rows, columns, stride, lie)
+    if again:
         for j in range(columns):
             mean[j] = mean[j] + sums[j] * share
-        weighted_sums_of_deviations(sums, square, x, weights, mean, n_rows, columns, stride)
+        block_sums(sums, square, x, weights, mean, n_rows, columns, stride, lie)
     for j in range(columns):
         correction[j] = sums[j] * share
         square[j] = square[j] - sums[j] * correction[j]
         square[j] = 0 if square[j] < 0 else square[j]
 
 
+cdef inline double merge_moments(
+    double* mean, double* square,       # IN/OUT (columns,): of the rows seen so far
+    const double* parts,                # IN  means and, `apart` further on, sums of squared deviations, block by block
+    const double* totals,               # IN  weight of each block, every `totals_pitch`
+    double seen, Py_ssize_t n_blocks, Py_ssize_t columns,
+    Py_ssize_t pitch, Py_ssize_t apart, Py_ssize_t totals_pitch,
+) noexcept nogil:
+    """Take further blocks into mean and sum of squared deviations, in order (Chan et al., 1979).
+
+    ``seen`` is the weight seen before; returns the weight seen now.
+    """
+    cdef Py_ssize_t block, j
+    cdef double delta, share, total
+    for block in range(n_blocks):
+        total = totals[block * totals_pitch]
+        if total > 0:
+            share = total / (seen + total)
+            for j in range(columns):
+                delta = parts[j] - mean[j]
+                mean[j] = mean[j] + delta * share
+                square[j] = square[j] + (parts[apart + j] + delta * delta * share * seen)
+            seen += total
+        parts += pitch
+    return seen
+
+
+cdef enum:  # rows of the factors of a tile, TILE numbers each
+    HIGH, LOW,          # the mean in two parts
+    SCALE, SHIFT,       # gamma / std and beta
+    INV_STD,
+    MEAN_DZ, SLOPE      # backward: sum(dz) / n and sum(dz xhat) / n / std; with weights not divided by n
+    N_FACTORS
+
+
 cdef inline void normalize_tile(
-    floating* y,                # OUT (n_rows, columns) by stride
-    const floating* x,          # IN  (n_rows, columns) by stride
-    const floating* high, const floating* low,          # IN (columns,) the two parts of the mean
-    const floating* scale, const floating* shift,       # IN (columns,)
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, bint rectify,
+    floating* y,                # OUT (n_rows, columns) by y_stride, whole lines
+    const floating* x,          # IN  (n_rows, columns) by x_stride, whole lines
+    const floating* factors,    # IN  (SHIFT + 1, TILE)
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint rectify, bint past_cache,
 ) noexcept nogil:
     if floating is float:
         normalize(
-            <float_line*> y, <const float_line*> x, <const float_line*> high, <const float_line*> low,
-            <const float_line*> scale, <const float_line*> shift, n_rows,
-            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride), rectify,
+            <float_line*> y, <const float_line*> x,
+            <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
+            <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+            n_rows, count_lines(<const float_line*> x, columns),
+            y_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
         )
     else:
         normalize(
-            <double_line*> y, <const double_line*> x, <const double_line*> high, <const double_line*> low,
-            <const double_line*> scale, <const double_line*> shift, n_rows,
-            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride), rectify,
+            <double_line*> y, <const double_line*> x,
+            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
+            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            n_rows, count_lines(<const double_line*> x, columns),
+            y_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
         )
+
+
+cdef inline void gradient_sums_of_tile(
+    floating* total, floating* total_xhat,      # OUT (columns,)
+    const floating* dy, const floating* x,      # IN  (n_rows, columns) by their strides, whole lines
+    const floating* factors,                    # IN  (INV_STD + 1, TILE)
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify,
+) noexcept nogil:
+    if floating is float:
+        gradient_sums(
+            <float_line*> total, <float_line*> total_xhat, <const float_line*> dy, <const float_line*> x,
+            <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
+            <const float_line*> (factors + INV_STD * TILE),
+            <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+            n_rows, count_lines(<const float_line*> x, columns),
+            dy_stride * sizeof(float), x_stride * sizeof(float), rectify,
+        )
+    else:
+        gradient_sums(
+            <double_line*> total, <double_line*> total_xhat, <const double_line*> dy, <const double_line*> x,
+            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
+            <const double_line*> (factors + INV_STD * TILE),
+            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            n_rows, count_lines(<const double_line*> x, columns),
+            dy_stride * sizeof(double), x_stride * sizeof(double), rectify,
+        )
+
+
+cdef inline void input_gradient_of_tile(
+    floating* dx,                               # OUT (n_rows, columns) by dx_stride, whole lines
+    const floating* dy, const floating* x,      # IN  (n_rows, columns) by their strides, whole lines
+    const floating* factors,                    # IN  (N_FACTORS, TILE)
+    const double* weights, double share,        # IN  (n_rows,); NULL: ones; 1 / sum of the weights
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
+    bint rectify, bint past_cache,
+) noexcept nogil:
+    if floating is float:
+        if weights != NULL:
+            weighted_input_gradient(
+                <float_line*> dx, <const float_line*> dy, <const float_line*> x,
+                <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
+                <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+                <const float_line*> (factors + MEAN_DZ * TILE), <const float_line*> (factors + SLOPE * TILE),
+                weights, share, n_rows, count_lines(<const float_line*> x, columns),
+                dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify,
+            )
+        else:
+            input_gradient(
+                <float_line*> dx, <const float_line*> dy, <const float_line*> x,
+                <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
+                <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+                <const float_line*> (factors + MEAN_DZ * TILE), <const float_line*> (factors + SLOPE * TILE),
+                n_rows, count_lines(<const float_line*> x, columns),
+                dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
+            )
+    elif weights != NULL:
+        weighted_input_gradient(
+            <double_line*> dx, <const double_line*> dy, <const double_line*> x,
+            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
+            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            <const double_line*> (factors + MEAN_DZ * TILE), <const double_line*> (factors + SLOPE * TILE),
+            weights, share, n_rows, count_lines(<const double_line*> x, columns),
+            dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify,
+        )
+    else:
+        input_gradient(
+            <double_line*> dx, <const double_line*> dy, <const double_line*> x,
+            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
+            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            <const double_line*> (factors + MEAN_DZ * TILE), <const double_line*> (factors + SLOPE * TILE),
+            n_rows, count_lines(<const double_line*> x, columns),
+            dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
+        )
+
+
+cdef inline void forward_factors(
+    floating* factors,          # OUT (INV_STD + 1, TILE)
+    const double* mean, const double* correction, const double* inv_std,    # IN  (columns,)
+    Py_ssize_t columns,
+) noexcept nogil:
+    """Factors of a tile with gamma 1 and beta 0."""
+    cdef Py_ssize_t j
+    for j in range(columns):
+        factors[HIGH * TILE + j] = <floating> (mean[j] + correction[j])
+        factors[LOW * TILE + j] = <floating> ((mean[j] - <double> factors[HIGH * TILE + j]) + correction[j])
+        factors[SCALE * TILE + j] = <floating> inv_std[j]
+        factors[SHIFT * TILE + j] = 0
+        factors[INV_STD * TILE + j] = <floating> inv_std[j]
 
 
 cdef inline double batch_norm_forward(
@@ -294,39 +524,33 @@ cdef inline double batch_norm_forward(
     cdef double correction[TILE]
     cdef double square[TILE]
     cdef double inv_std[TILE]
-    cdef floating high[TILE]
-    cdef floating low[TILE]
-    cdef floating scale[TILE]
-    cdef floating shift[TILE]
+    cdef floating factors[N_FACTORS * TILE]
     cdef double total = total_weight(weights, n_rows)
     cdef double share = 1 / total if total > 0 else 0
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
-        tile_moments(mean, correction, square, x + first, weights, share, n_rows, columns, stride)
+        tile_moments(mean, correction, square, x + first, weights, share, n_rows, columns, stride, IN_ORDER)
         for j in range(columns):
             square[j] = square[j] * share
             inv_std[j] = inverse_std(square[j], epsilon)
-            high[j] = <floating> (mean[j] + correction[j])
-            low[j] = <floating> ((mean[j] - <double> high[j]) + correction[j])
-            scale[j] = <floating> inv_std[j]
-            shift[j] = 0
+        forward_factors(factors, mean, correction, inv_std, columns)
         if gamma != NULL:
             for j in range(columns):
-                scale[j] = <floating> (inv_std[j] * gamma[first + j])
+                factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[first + j])
         if beta != NULL:
             for j in range(columns):
-                shift[j] = beta[first + j]
+                factors[SHIFT * TILE + j] = beta[first + j]
         for j in range(columns):
-            saved[first + j] = high[j]
-            saved[stride + first + j] = low[j]
+            saved[first + j] = factors[HIGH * TILE + j]
+            saved[stride + first + j] = factors[LOW * TILE + j]
             saved[2 * stride + first + j] = inv_std[j]
         if statistics != NULL:
             for j in range(columns):
                 statistics[first + j] = mean[j] + correction[j]
                 statistics[stride + first + j] = square[j]
         normalize_tile(
-            y + first, x + first, high, low, scale, shift, n_rows, columns, stride, activation == SKBN_RELU
+            y + first, x + first, factors, n_rows, columns, stride, stride, activation == SKBN_RELU, False
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)
@@ -343,91 +567,41 @@ cdef inline void batch_norm_backward(
     const double* saved,        # IN  (3, stride) as forward left it
     Py_ssize_t n_rows, Py_ssize_t stride,
 ) noexcept nogil:
-    cdef floating high[TILE]
-    cdef floating low[TILE]
-    cdef floating inv_std[TILE]
-    cdef floating scale[TILE]
-    cdef floating mean_dz[TILE]
-    cdef floating slope[TILE]
+    cdef floating factors[N_FACTORS * TILE]
     cdef floating part[TILE]
     cdef floating part_xhat[TILE]
     cdef double total[TILE]
     cdef double total_xhat[TILE]
     cdef double weight = total_weight(weights, n_rows)
     cdef double share = 1 / weight if weight > 0 else 0
+    cdef double divided = share if weights == NULL else 1  # else the share goes with the row
     cdef Py_ssize_t j, first, columns, start
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         for j in range(columns):
-            high[j] = <floating> saved[first + j]
-            low[j] = <floating> saved[stride + first + j]
-            inv_std[j] = <floating> saved[2 * stride + first + j]
-            scale[j] = inv_std[j]
             total[j] = 0
             total_xhat[j] = 0
+        forward_factors(factors, saved + first, saved + stride + first, saved + 2 * stride + first, columns)
         if gamma != NULL:
             for j in range(columns):
-                scale[j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
+                factors[SCALE * TILE + j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
         for start in range(0, n_rows, 64):  # BLOCK
-            if floating is float:
-                gradient_sums(
-                    <float_line*> part, <float_line*> part_xhat,
-                    <const float_line*> (dz + start * stride + first),
-                    <const float_line*> (x + start * stride + first),
-                    <const float_line*> high, <const float_line*> low, <const float_line*> inv_std,
-                    min(<Py_ssize_t> BLOCK, n_rows - start),
-                    count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
-                )
-            else:
-                gradient_sums(
-                    <double_line*> part, <double_line*> part_xhat,
-                    <const double_line*> (dz + start * stride + first),
-                    <const double_line*> (x + start * stride + first),
-                    <const double_line*> high, <const double_line*> low, <const double_line*> inv_std,
-                    min(<Py_ssize_t> BLOCK, n_rows - start),
-                    count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
-                )
+            gradient_sums_of_tile(
+                part, part_xhat, dz + start * stride + first, x + start * stride + first, factors,
+                min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False,
+            )
             for j in range(columns):
                 total[j] = total[j] + part[j]
                 total_xhat[j] = total_xhat[j] + part_xhat[j]
         for j in range(columns):
             dbeta[first + j] = dbeta[first + j] + total[j]
             dgamma[first + j] = dgamma[first + j] + total_xhat[j]
-            mean_dz[j] = <floating> (total[j] * share)
-            slope[j] = <floating> (total_xhat[j] * share * saved[2 * stride + first + j])
-        if dx == NULL:
-            continue
-        if weights != NULL:
-            for j in range(columns):  # the share goes with the row
-                mean_dz[j] = <floating> total[j]
-                slope[j] = <floating> (total_xhat[j] * saved[2 * stride + first + j])
-            if floating is float:
-                weighted_input_gradient(
-                    <float_line*> (dx + first), <const float_line*> (dz + first), <const float_line*> (x + first),
-                    <const float_line*> high, <const float_line*> low, <const float_line*> scale,
-                    <const float_line*> mean_dz, <const float_line*> slope, weights, share, n_rows,
-                    count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
-                )
-            else:
-                weighted_input_gradient(
-                    <double_line*> (dx + first), <const double_line*> (dz + first), <const double_line*> (x + first),
-                    <const double_line*> high, <const double_line*> low, <const double_line*> scale,
-                    <const double_line*> mean_dz, <const double_line*> slope, weights, share, n_rows,
-                    count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
-                )
-        elif floating is float:
-            input_gradient(
-                <float_line*> (dx + first), <const float_line*> (dz + first), <const float_line*> (x + first),
-                <const float_line*> high, <const float_line*> low, <const float_line*> scale,
-                <const float_line*> mean_dz, <const float_line*> slope, n_rows,
-                count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
-            )
-        else:
-            input_gradient(
-                <double_line*> (dx + first), <const double_line*> (dz + first), <const double_line*> (x + first),
-                <const double_line*> high, <const double_line*> low, <const double_line*> scale,
-                <const double_line*> mean_dz, <const double_line*> slope, n_rows,
-                count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+            factors[MEAN_DZ * TILE + j] = <floating> (total[j] * divided)
+            factors[SLOPE * TILE + j] = <floating> (total_xhat[j] * divided * saved[2 * stride + first + j])
+        if dx != NULL:
+            input_gradient_of_tile(
+                dx + first, dz + first, x + first, factors, weights, share, n_rows, columns,
+                stride, stride, stride, False, False,
             )
 
 
@@ -440,22 +614,24 @@ cdef inline void batch_norm_forward_eval(
     double epsilon, int activation,
 ) noexcept nogil:
     """Normalize with given statistics."""
-    cdef floating high[TILE]
-    cdef floating low[TILE]
-    cdef floating scale[TILE]
-    cdef floating shift[TILE]
-    cdef double inv_std
+    cdef floating factors[N_FACTORS * TILE]
+    cdef double inv_std[TILE]
+    cdef double correction[TILE]
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         for j in range(columns):
-            inv_std = inverse_std(var[first + j], epsilon)
-            high[j] = <floating> mean[first + j]
-            low[j] = <floating> (mean[first + j] - <double> high[j])
-            scale[j] = <floating> (inv_std * gamma[first + j] if gamma != NULL else inv_std)
-            shift[j] = beta[first + j] if beta != NULL else 0
+            inv_std[j] = inverse_std(var[first + j], epsilon)
+            correction[j] = 0
+        forward_factors(factors, mean + first, correction, inv_std, columns)
+        if gamma != NULL:
+            for j in range(columns):
+                factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[first + j])
+        if beta != NULL:
+            for j in range(columns):
+                factors[SHIFT * TILE + j] = beta[first + j]
         normalize_tile(
-            y + first, x + first, high, low, scale, shift, n_rows, columns, stride, activation == SKBN_RELU
+            y + first, x + first, factors, n_rows, columns, stride, stride, activation == SKBN_RELU, False
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)

@@ -29,10 +29,12 @@ import numpy as np
 
 from skbn.backends.cpu.activations cimport activation_backward, zero_pads
 from skbn.backends.cpu.batch_norm cimport (
+    IN_ORDER,
     TILE,
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_forward_eval,
+    merge_moments,
     tile_moments,
     total_weight,
     update_moving_statistics,
@@ -479,35 +481,12 @@ cdef double block_moments(
         columns = min(<Py_ssize_t> TILE, stride - start)
         tile_moments(
             mean + start, correction, square + start, <const floating*> out + start,
-            block_weights, 1 / total, size, columns, stride,
+            block_weights, 1 / total, size, columns, stride, IN_ORDER,
         )
         for j in range(columns):
             mean[start + j] = (mean[start + j] - origin[start + j]) + correction[j]
     restore_mode(mode)
     return total
-
-
-cdef double merge_moments(
-    double* mean, double* square,       # IN/OUT (stride,): of the rows seen so far
-    const double* parts,                # IN  mean and sum of squared deviations, block by block
-    const double* totals,               # IN  (n_blocks,) weight of each block
-    double seen, Py_ssize_t n_blocks, Py_ssize_t stride,
-) noexcept nogil:
-    """Take further blocks into mean and sum of squared deviations, in order (Chan et al., 1979).
-
-    ``seen`` is the weight seen before; returns the weight seen now.
-    """
-    cdef Py_ssize_t block, j
-    cdef double delta, share
-    for block in range(n_blocks):
-        share = totals[block] / (seen + totals[block])
-        for j in range(stride):
-            delta = parts[j] - mean[j]
-            mean[j] = mean[j] + delta * share
-            square[j] = square[j] + (parts[stride + j] + delta * delta * share * seen)
-        parts += 2 * stride
-        seen += totals[block]
-    return seen
 
 
 cdef void group_moments(
@@ -923,7 +902,8 @@ cdef class CPUExecutor:
                             origin, &source, w, index + done, size, layer, threads,
                         )
                     seen = merge_moments(
-                        mean, square, moments, block_totals, seen, (size + EVAL_ROWS - 1) // EVAL_ROWS, stride
+                        mean, square, moments, block_totals, seen, (size + EVAL_ROWS - 1) // EVAL_ROWS,
+                        stride, 2 * stride, stride, 1,
                     )
             totals[:stride] += totals[2 * stride : 3 * stride]
             totals[stride : 2 * stride] /= seen

@@ -98,9 +98,25 @@ static inline double_line skbn_widen_float(const float *x) {
     return __builtin_convertvector(*(const float_half *) x, double_line);
 #endif
 }
+/* Store past the cache, on a boundary of a line: what will not be read soon need not be read first either. */
+#if defined(__AVX512F__)
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm512_stream_ps((float *) y, (__m512) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm512_stream_pd((double *) y, (__m512d) z); }
+#elif defined(__AVX__)
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm256_stream_ps((float *) y, (__m256) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm256_stream_pd((double *) y, (__m256d) z); }
+#elif defined(__SSE2__)
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm_stream_ps((float *) y, (__m128) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm_stream_pd((double *) y, (__m128d) z); }
+#else
+static inline void skbn_stream_float(float_line *y, float_line z) { *y = z; }
+static inline void skbn_stream_double(double_line *y, double_line z) { *y = z; }
+#endif
 #else
 typedef float float_line;
 typedef double double_line;
+static inline void skbn_stream_float(float_line *y, float_line z) { *y = z; }
+static inline void skbn_stream_double(double_line *y, double_line z) { *y = z; }
 static inline float_line skbn_relu_float(float_line z) { return z < 0 ? 0 : z; }
 static inline double_line skbn_relu_double(double_line z) { return z < 0 ? 0 : z; }
 static inline float_line skbn_mask_float(float_line dy, float_line y) { return y > 0 ? dy : 0; }
@@ -114,6 +130,18 @@ static inline double_line skbn_widen_float(const float *x) { return *x; }
 #endif
 
 static inline double_line skbn_widen_double(const double *x) { return *(const double_line *) x; }
+
+/* What was stored past the cache is there for other threads too. */
+static inline void skbn_stream_end(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+static inline void skbn_prefetch(const void *x) {
+#if defined(__GNUC__)
+    __builtin_prefetch(x, 0, 2); /* for reading, into the second level */
+#endif
+}
 
 /* Transpose a block of 4 by 4; strides count numbers. */
 static inline void skbn_transpose_float(

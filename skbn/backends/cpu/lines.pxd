@@ -2,7 +2,7 @@
 """Lines: vector registers as a fused type, so that a kernel is written once for both dtypes and every processor.
 
 Cython is told that a line is a number, which it is to its operators. What needs a function has one here. Rows of the
-network's buffers are whole lines (skbn.backends.memory), so strides are counted in lines and there are no remainders.
+network's buffers are whole lines (skbn.backends.memory), so there are no remainders.
 """
 
 from cython cimport floating
@@ -20,6 +20,10 @@ cdef extern from "cpu/lines.h" nogil:
     double_line splat_double "skbn_splat_double"(double value) noexcept
     double_line widen_float "skbn_widen_float"(const float* x) noexcept
     double_line widen_double "skbn_widen_double"(const double* x) noexcept
+    void stream_float "skbn_stream_float"(float_line* y, float_line z) noexcept
+    void stream_double "skbn_stream_double"(double_line* y, double_line z) noexcept
+    void stream_end "skbn_stream_end"() noexcept
+    void prefetch "skbn_prefetch"(const void* x) noexcept
     void transpose_float "skbn_transpose_float"(
         float* out, Py_ssize_t out_stride, const float* x, Py_ssize_t stride
     ) noexcept
@@ -56,6 +60,21 @@ cdef inline line fma_line(line a, line b, line c) noexcept nogil:
         return fma_float(a, b, c)
     else:
         return fma_double(a, b, c)
+
+
+cdef inline line* below(const line* row, Py_ssize_t n_bytes) noexcept nogil:
+    """The row so many bytes further on, which may be no whole number of lines."""
+    return <line*> (<char*> row + n_bytes)
+
+
+cdef inline void store_line(line* y, line z, bint past_cache) noexcept nogil:
+    if past_cache:
+        if line is float_line:
+            stream_float(y, z)
+        else:
+            stream_double(y, z)
+    else:
+        y[0] = z
 
 
 cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
