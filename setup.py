@@ -1,6 +1,6 @@
 """Build the compiled parts of skbn; everything that is not an extension is in pyproject.toml.
 
-The executor is one Cython source compiled under several names: once for any machine and, on
+What computes are two Cython sources, each compiled under several names: once for any machine and, on
 x86-64, once more for processors with AVX2 and once for those with AVX-512 (the levels that
 compilers call x86-64-v3 and x86-64-v4). Each copy gets a build folder and so a generated C file
 of its own, and ``skbn.backends.cpu`` chooses when it is imported. What the compiler can do is
@@ -185,7 +185,11 @@ def extension(name, source, level):
     return ext
 
 
-EXECUTOR = "skbn/backends/cpu/executor.pyx"
+# Compiled at every level.
+KERNELS = {
+    "executor": "skbn/backends/cpu/executor.pyx",
+    "arrays": "skbn/backends/cpu/arrays.pyx",
+}
 
 setup(
     cmdclass={"build_ext": BuildExtensions},
@@ -193,7 +197,10 @@ setup(
         extension("skbn._shuffle", "skbn/_shuffle.pyx", "baseline"),
         extension("skbn.backends.records", "skbn/backends/records.pyx", "baseline"),
         extension("skbn.backends.cpu.processor", "skbn/backends/cpu/processor.pyx", "baseline"),
-        extension("skbn.backends.cpu._executor_baseline", EXECUTOR, "baseline"),
-        *(extension(f"skbn.backends.cpu._executor_{level}", EXECUTOR, level) for level in LEVELS),
+        *(
+            extension(f"skbn.backends.cpu._{name}_{level}", source, level)
+            for name, source in KERNELS.items()
+            for level in ("baseline", *LEVELS)
+        ),
     ],
 )

@@ -43,9 +43,9 @@ def get_array_functions(device):
         A module with the functions of :mod:`skbn.backends.reference_arrays`.
     """
     if device is None or device == "cpu":
-        from skbn.backends.cpu import arrays
+        from skbn.backends import cpu
 
-        return arrays
+        return cpu.array_functions(cpu.LEVELS[-1])
     if device == "reference":
         from skbn.backends import reference_arrays
 

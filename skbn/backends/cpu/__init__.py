@@ -1,4 +1,4 @@
-"""The CPU executor, compiled for several instruction levels; the best that runs here is taken."""
+"""The CPU's kernels, compiled for several instruction levels; the best that runs here is taken."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 from importlib import import_module
@@ -13,6 +13,11 @@ LEVELS = [level for level in instruction_levels() if find_spec(f"{__name__}._exe
 def executor_class(level):
     """Return the CPUExecutor compiled for an instruction level."""
     return import_module(f"{__name__}._executor_{level}").CPUExecutor
+
+
+def array_functions(level):
+    """Return the module that normalizes arrays, compiled for an instruction level."""
+    return import_module(f"{__name__}._arrays_{level}")
 
 
 CPUExecutor = executor_class(LEVELS[-1])
