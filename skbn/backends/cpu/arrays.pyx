@@ -41,6 +41,7 @@ from skbn.backends.cpu.batch_norm cimport (
     SCALE,
     SHIFT,
     SLOPE,
+    STRIP,
     TILE,
     Lie,
     add_lanes,
@@ -50,6 +51,7 @@ from skbn.backends.cpu.batch_norm cimport (
     inverse_std,
     merge_moments,
     normalize_tile,
+    rows_in_lane,
     tile_moments,
     total_weight,
 )
@@ -501,7 +503,11 @@ cdef inline void gradient_sums_of_run(
             filled_x[i] = x[0]
         dy = filled_dy
         x = filled_x
-    gradient_sums_of_tile(part, part_xhat, dy, x, factors, n_full, LANES, LANES, LANES, rectify)
+    for i from 0 <= i < n_full by 4:  # STRIP
+        gradient_sums_of_tile(
+            part, part_xhat, dy + i * LANES, x + i * LANES, factors, min(<Py_ssize_t> STRIP, n_full - i),
+            LANES, LANES, LANES, rectify, i > 0,
+        )
     for i in range(LANES):
         lanes[i] = part[i]
         lanes_xhat[i] = part_xhat[i]
@@ -512,13 +518,14 @@ cdef inline void gradient_sums_of_run(
 cdef void gradient_sums_of_patch(
     const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, lane, j, width = whole_lines(n_columns)
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, lane, i, j
+    cdef Py_ssize_t width = whole_lines(n_columns)
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
     cdef bint rectify = task.activation == SKBN_RELU
     cdef floating factors[N_FACTORS * TILE]
     cdef floating one[N_FACTORS * TILE]
-    cdef floating part[TILE]
-    cdef floating part_xhat[TILE]
+    cdef floating part[LANES * TILE]
+    cdef floating part_xhat[LANES * TILE]
     cdef double lanes[LANES * TILE]
     cdef double lanes_xhat[LANES * TILE]
     cdef double* dbeta = task.parts + 2 * block * task.shape.n_columns + first
@@ -538,14 +545,17 @@ cdef void gradient_sums_of_patch(
                 dbeta + j, dgamma + j, dy + j * dy_stride, x + j * x_stride, <const floating*> one, n_rows, rectify
             )
         return
+    for i from 0 <= i < n_rows by 64:  # STRIP * LANES
+        for lane in range(LANES):
+            gradient_sums_of_tile(
+                part + lane * TILE, part_xhat + lane * TILE, dy + (i + lane) * dy_stride, x + (i + lane) * x_stride,
+                <const floating*> factors, rows_in_lane(n_rows - i, lane), width,
+                LANES * dy_stride, LANES * x_stride, rectify, i > 0,
+            )
     for lane in range(LANES):
-        gradient_sums_of_tile(
-            part, part_xhat, dy + lane * dy_stride, x + lane * x_stride, <const floating*> factors,
-            (n_rows - lane + LANES - 1) // LANES, width, LANES * dy_stride, LANES * x_stride, rectify,
-        )
         for j in range(n_columns):
-            lanes[lane * n_columns + j] = part[j]
-            lanes_xhat[lane * n_columns + j] = part_xhat[j]
+            lanes[lane * n_columns + j] = part[lane * TILE + j]
+            lanes_xhat[lane * n_columns + j] = part_xhat[lane * TILE + j]
     add_lanes(dbeta, lanes, n_columns)
     add_lanes(dgamma, lanes_xhat, n_columns)
 

@@ -59,7 +59,7 @@ cdef enum:
     BLOCK = 64  # rows that backward sums in the network's type before they meet in float64
     BLOCK_ROWS = 256  # rows of a block of an array
     LANES = 16  # sums that the rows of such a block take turns in: whole lines of float and double everywhere
-    LANE_ROWS = 16  # BLOCK_ROWS / LANES
+    STRIP = 4  # rows of a lane that are summed before the next lane's: few enough places in memory at a time
 
 cdef enum Lie:
     IN_ORDER    # a network's buffer: columns side by side, rows summed in order
@@ -79,10 +79,10 @@ cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
 
 
 cdef inline void sums_of_deviations(
-    double* sums, double* squares,      # OUT (columns,)
+    double* sums, double* squares,      # OUT (columns,); IN/OUT if what is there is added to
     const floating* x,                  # IN  (n_rows, columns) by stride, in numbers
     const double* pivot,                # IN  (columns,)
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, bint add,
 ) noexcept nogil:
     """Sums over the rows of x - pivot and of its square, in float64."""
     cdef Py_ssize_t i, j, lanes = sizeof(double_line) // sizeof(double)
@@ -104,16 +104,21 @@ cdef inline void sums_of_deviations(
             deviation = widen(x + (n_rows - 1) * stride + j) - centre
             even = even + deviation
             even_squares = fma_line(deviation, deviation, even_squares)
-        (<double_line*> (sums + j))[0] = even + odd
-        (<double_line*> (squares + j))[0] = even_squares + odd_squares
+        even = even + odd
+        even_squares = even_squares + odd_squares
+        if add:
+            even = (<double_line*> (sums + j))[0] + even
+            even_squares = (<double_line*> (squares + j))[0] + even_squares
+        (<double_line*> (sums + j))[0] = even
+        (<double_line*> (squares + j))[0] = even_squares
 
 
 cdef inline void weighted_sums_of_deviations(
-    double* sums, double* squares,      # OUT (columns,)
+    double* sums, double* squares,      # OUT (columns,); IN/OUT if what is there is added to
     const floating* x,                  # IN  (n_rows, columns) by stride, in numbers
-    const double* weights,              # IN  (n_rows,)
+    const double* weights,              # IN  (n_rows,), every `step`
     const double* pivot,                # IN  (columns,)
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Py_ssize_t step, bint add,
 ) noexcept nogil:
     """Sums over the rows of w (x - pivot) and of w (x - pivot)**2, in float64; rows of weight 0 are passed over."""
     cdef Py_ssize_t i, j, lanes = sizeof(double_line) // sizeof(double)
@@ -123,12 +128,15 @@ cdef inline void weighted_sums_of_deviations(
         total = splat_double(0)
         total_squares = total
         for i in range(n_rows):
-            if weights[i] == 0:
+            if weights[i * step] == 0:
                 continue
             deviation = widen(x + i * stride + j) - centre
-            weighted = splat_double(weights[i]) * deviation
+            weighted = splat_double(weights[i * step]) * deviation
             total = total + weighted
             total_squares = fma_line(weighted, deviation, total_squares)
+        if add:
+            total = (<double_line*> (sums + j))[0] + total
+            total_squares = (<double_line*> (squares + j))[0] + total_squares
         (<double_line*> (sums + j))[0] = total
         (<double_line*> (squares + j))[0] = total_squares
 
@@ -155,10 +163,10 @@ cdef inline void normalize(
 
 
 cdef inline void gradient_sums(
-    line* total, line* total_xhat,      # OUT
+    line* total, line* total_xhat,      # OUT; IN/OUT if what is there is added to
     const line* dy, const line* x, const line* high, const line* low, const line* inv_std,
     const line* scale, const line* shift,
-    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify,
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify, bint add,
 ) noexcept nogil:
     """Sums over the rows of dz and of dz * xhat. dz is dy or, if asked, dy where ReLU let z pass."""
     cdef Py_ssize_t i, k
@@ -191,8 +199,10 @@ cdef inline void gradient_sums(
                 dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
             even = even + dz
             even_xhat = fma_line(dz, centred * a, even_xhat)
-        total[k] = even + odd
-        total_xhat[k] = even_xhat + odd_xhat
+        even = even + odd
+        even_xhat = even_xhat + odd_xhat
+        total[k] = total[k] + even if add else even
+        total_xhat[k] = total_xhat[k] + even_xhat if add else even_xhat
 
 
 cdef inline void input_gradient(
@@ -260,6 +270,11 @@ cdef inline double total_weight(const double* weights, Py_ssize_t n_rows) noexce
     return total
 
 
+cdef inline Py_ssize_t rows_in_lane(Py_ssize_t n_rows, Py_ssize_t lane) noexcept nogil:
+    """Rows of a strip that fall to a lane, if so many rows are left."""
+    return max(<Py_ssize_t> 0, min(<Py_ssize_t> STRIP, (n_rows - lane + LANES - 1) // LANES))
+
+
 cdef inline void add_lanes(
     double* total,              # OUT (columns,)
     double* lanes,              # IN  (LANES, columns); overwritten
@@ -292,7 +307,10 @@ cdef inline void run_sums(
         for i in range(n_rows, n_full * LANES):
             filled[i] = <floating> pivot
         x = filled
-    sums_of_deviations(lanes, squared_lanes, x, pivots, n_full, LANES, LANES)
+    for i from 0 <= i < n_full by 4:  # STRIP
+        sums_of_deviations(
+            lanes, squared_lanes, x + i * LANES, pivots, min(<Py_ssize_t> STRIP, n_full - i), LANES, LANES, i > 0
+        )
     add_lanes(total, lanes, 1)
     add_lanes(squares, squared_lanes, 1)
 
@@ -307,31 +325,29 @@ cdef inline void block_sums(
     """Sums of deviations and of their squares over rows that lie in one of three ways."""
     cdef double lanes[LANES * TILE]
     cdef double squared_lanes[LANES * TILE]
-    cdef double weights_of_lane[LANE_ROWS]
-    cdef Py_ssize_t j, lane, i, n_in_lane
+    cdef Py_ssize_t j, lane, first, n_in_lane
     if lie == IN_ORDER:
         if weights == NULL:
-            sums_of_deviations(sums, squares, x, pivot, n_rows, columns, stride)
+            sums_of_deviations(sums, squares, x, pivot, n_rows, columns, stride, False)
         else:
-            weighted_sums_of_deviations(sums, squares, x, weights, pivot, n_rows, columns, stride)
+            weighted_sums_of_deviations(sums, squares, x, weights, pivot, n_rows, columns, stride, 1, False)
     elif lie == DOWN:
         for j in range(columns):
             run_sums(sums + j, squares + j, x + j * stride, pivot[j], n_rows)
     else:
-        for lane in range(LANES):
-            n_in_lane = (n_rows - lane + LANES - 1) // LANES
-            if weights == NULL:
-                sums_of_deviations(
-                    lanes + lane * columns, squared_lanes + lane * columns, x + lane * stride, pivot,
-                    n_in_lane, columns, LANES * stride,
-                )
-                continue
-            for i in range(n_in_lane):
-                weights_of_lane[i] = weights[i * LANES + lane]
-            weighted_sums_of_deviations(
-                lanes + lane * columns, squared_lanes + lane * columns, x + lane * stride, weights_of_lane, pivot,
-                n_in_lane, columns, LANES * stride,
-            )
+        for first from 0 <= first < n_rows by 64:  # STRIP * LANES
+            for lane in range(LANES):
+                n_in_lane = rows_in_lane(n_rows - first, lane)
+                if weights == NULL:
+                    sums_of_deviations(
+                        lanes + lane * columns, squared_lanes + lane * columns, x + (first + lane) * stride, pivot,
+                        n_in_lane, columns, LANES * stride, first > 0,
+                    )
+                else:
+                    weighted_sums_of_deviations(
+                        lanes + lane * columns, squared_lanes + lane * columns, x + (first + lane) * stride,
+                        weights + first + lane, pivot, n_in_lane, columns, LANES * stride, LANES, first > 0,
+                    )
         add_lanes(sums, lanes, columns)
         add_lanes(squares, squared_lanes, columns)
 
@@ -422,10 +438,10 @@ cdef inline void normalize_tile(
 
 
 cdef inline void gradient_sums_of_tile(
-    floating* total, floating* total_xhat,      # OUT (columns,)
+    floating* total, floating* total_xhat,      # OUT (columns,); IN/OUT if what is there is added to
     const floating* dy, const floating* x,      # IN  (n_rows, columns) by their strides, whole lines
     const floating* factors,                    # IN  (INV_STD + 1, TILE)
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify, bint add,
 ) noexcept nogil:
     if floating is float:
         gradient_sums(
@@ -434,7 +450,7 @@ cdef inline void gradient_sums_of_tile(
             <const float_line*> (factors + INV_STD * TILE),
             <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
             n_rows, count_lines(<const float_line*> x, columns),
-            dy_stride * sizeof(float), x_stride * sizeof(float), rectify,
+            dy_stride * sizeof(float), x_stride * sizeof(float), rectify, add,
         )
     else:
         gradient_sums(
@@ -443,7 +459,7 @@ cdef inline void gradient_sums_of_tile(
             <const double_line*> (factors + INV_STD * TILE),
             <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
             n_rows, count_lines(<const double_line*> x, columns),
-            dy_stride * sizeof(double), x_stride * sizeof(double), rectify,
+            dy_stride * sizeof(double), x_stride * sizeof(double), rectify, add,
         )
 
 
@@ -588,7 +604,7 @@ cdef inline void batch_norm_backward(
         for start in range(0, n_rows, 64):  # BLOCK
             gradient_sums_of_tile(
                 part, part_xhat, dz + start * stride + first, x + start * stride + first, factors,
-                min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False,
+                min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False, False,
             )
             for j in range(columns):
                 total[j] = total[j] + part[j]
