@@ -24,7 +24,7 @@ __all__ = ["BatchNormSaved", "batch_norm", "batch_norm_backward", "batch_norm_in
 _ACTIVATIONS = {activation.name.lower(): activation for activation in Activation}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class BatchNormSaved:
     """What :func:`batch_norm` hands to :func:`batch_norm_backward`.
 
@@ -94,7 +94,7 @@ def moments(x, *, axis=-1, sample_weight=None):
     """
     x, axes, kept = _array_and_axes(x, axis)
     weights = _weights(sample_weight, x, axes)
-    statistics = _functions().moments(x, axes, weights)
+    statistics = get_array_functions(None).moments(x, axes, weights)
     _check_overflow(statistics[3], x, axes)
     return statistics[1].reshape(kept), statistics[3].reshape(kept)
 
@@ -179,7 +179,7 @@ def batch_norm(
     y = _output(out, x)
     if out is not None and np.may_share_memory(out, x):
         raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
-    statistics = _functions().batch_norm_forward(
+    statistics = get_array_functions(None).batch_norm_forward(
         y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
     )
     _check_overflow(statistics[2], x, axes)
@@ -235,9 +235,9 @@ def batch_norm_backward(dy, saved, *, out=None):
         raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
     dx = _output(out, x)
     target = dx
-    if out is not None and any(_overlaps_shifted(out, other) for other in (x, dy)):
+    if out is not None and (_overlaps_shifted(out, x) or _overlaps_shifted(out, dy)):
         target = empty_like(x)
-    sums = _functions().batch_norm_backward(
+    sums = get_array_functions(None).batch_norm_backward(
         target,
         dy,
         x,
@@ -311,17 +311,13 @@ def batch_norm_inference(
     y = _output(out, x)
     target = empty_like(x) if out is not None and _overlaps_shifted(out, x) else y
     if x.size:
-        _functions().batch_norm_forward_eval(
+        get_array_functions(None).batch_norm_forward_eval(
             *(target, x, axes, _flat(gamma), _flat(beta)),
             *(_flat(mean), np.zeros(mean.size), _flat(var), epsilon, activation),
         )
     if target is not y:
         y[...] = target
     return y
-
-
-def _functions():
-    return get_array_functions(None)
 
 
 def _numbers(x, name, dtype=None):
@@ -424,11 +420,10 @@ def _output(out, x):
 
 def _overlaps_shifted(out, x):
     """Whether writing into out would overwrite numbers of x that are still to be read."""
-    same = (
+    return np.may_share_memory(out, x) and not (
         out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
         and out.strides == x.strides
     )
-    return not same and np.may_share_memory(out, x)
 
 
 def _check_overflow(var, x, axes):

@@ -4,6 +4,8 @@
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from functools import cache
+
 
 def get_executor(device):
     """Return the executor class for a device.
@@ -29,6 +31,7 @@ def get_executor(device):
     raise _unknown(device)
 
 
+@cache
 def get_array_functions(device):
     """Return the module that normalizes arrays on a device.
 

@@ -65,7 +65,7 @@ from skbn.backends.cpu.layout cimport (
     innermost,
     stretch,
 )
-from skbn.backends.cpu.lines cimport prefetch, stream_end
+from skbn.backends.cpu.lines cimport stream_end
 from skbn.backends.records cimport (
     SKBN_IDENTITY,
     SKBN_LOGISTIC,
@@ -80,13 +80,17 @@ cdef enum:
     PARALLEL_NUMBERS = 400_000  # below, a parallel region costs more than it saves
     CACHE_BYTES = 512 * 1024  # columns of a tile that stay in the cache of a core between passes
     STREAM_BYTES = 32 * 1024 * 1024  # larger results would only push out of the cache what is still needed
+    WIDE_TILE = 256  # columns of a tile where nothing needs to be copied: longer stretches of memory
+    PANEL = 1024  # the same for elementwise passes, which keep nothing of a column
     PATCH = BLOCK_ROWS * TILE  # numbers in scratch for one operand
     N_PATCHES = 4
+    N_ROOMS = 4 + 3 * LANES  # sums in scratch for a column of a tile
 
 cdef enum What:  # what a pass does with a unit: a block by a tile, or a whole tile
     MOMENTS
     MERGE_MOMENTS
     NORMALIZE
+    START_GRADIENTS
     SUM_GRADIENTS
     MERGE_GRADIENTS
     INPUT_GRADIENT
@@ -98,7 +102,8 @@ cdef struct Task:
     Shape shape
     Operand x, dy
     Operand y                   # what is written: y or dx
-    Py_ssize_t n_blocks, n_tiles
+    Py_ssize_t n_blocks, n_tiles, tile          # columns of a tile
+    Py_ssize_t n_panels, panel                  # the same for elementwise passes
     bint tiles_first            # whether the blocks of a tile are neighbours in memory rather than the tiles of a block
     bint ignore_nan
     bint past_cache
@@ -107,6 +112,9 @@ cdef struct Task:
     Py_ssize_t rows_per_sample
     Py_ssize_t first_row        # the first one that counts
     double share                # 1 / weight of all rows
+    double* rooms               # (threads, N_ROOMS, tile)
+    void* factors               # (N_FACTORS, n_columns) by pitch
+    Py_ssize_t pitch
     double* parts               # (n_blocks, 2, n_columns): what each block found
     double* totals              # weight of each block; with ignore_nan, of each of its columns
     double* weight              # OUT moments: weight of each column; NULL: not wanted
@@ -192,25 +200,6 @@ cdef inline const double* weights_of_block(
     return room
 
 
-cdef inline void prefetch_block(
-    const floating* kind, const Operand* operand, const Task* task, Py_ssize_t block, Py_ssize_t tile,
-) noexcept nogil:
-    """Ask for the block below, whose rows the lanes would otherwise reach in jumps."""
-    cdef const Shape* shape = &task.shape
-    cdef Py_ssize_t i, j, first_row = block * BLOCK_ROWS, first = tile * TILE
-    cdef Py_ssize_t stride = innermost(operand.row_strides, shape.n_row_axes)
-    cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, shape.n_rows - first_row)
-    cdef Py_ssize_t n_bytes = min(<Py_ssize_t> TILE, shape.n_columns - first) * sizeof(floating)
-    cdef const char* row
-    if block >= task.n_blocks or shape.n_row_axes > 1:
-        return
-    row = <const char*> entry(kind, operand, shape, first_row, first)
-    for i in range(n_rows):
-        for j from 0 <= j < n_bytes by 64:
-            prefetch(row + j)
-        row += stride * sizeof(floating)
-
-
 # Moments.
 
 
@@ -249,15 +238,16 @@ cdef double moments_of_valid(
 
 
 cdef void moments_of_patch(
-    const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
+    const Task* task, floating* scratch, double* room, Lie lie,
+    Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, stride, j
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, stride, j, width = whole_lines(n_columns)
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
-    cdef double mean[TILE]
-    cdef double correction[TILE]
-    cdef double square[TILE]
-    cdef double room[BLOCK_ROWS]
-    cdef const double* weights = weights_of_block(room, task, first_row, n_rows)
+    cdef double* mean = room
+    cdef double* correction = room + width
+    cdef double* square = room + 2 * width
+    cdef double row_weights[BLOCK_ROWS]
+    cdef const double* weights = weights_of_block(row_weights, task, first_row, n_rows)
     cdef double total = total_weight(weights, n_rows)
     cdef double* parts = task.parts + 2 * block * task.shape.n_columns + first
     cdef const floating* x
@@ -273,8 +263,8 @@ cdef void moments_of_patch(
         if total == 0:
             return
         tile_moments(
-            mean, correction, square, x, weights, 1 / total, n_rows,
-            whole_lines(n_columns) if lie == ACROSS else n_columns, stride, lie,
+            mean, correction, square, x, weights, 1 / total, room + 3 * width, n_rows,
+            width if lie == ACROSS else n_columns, stride, lie,
         )
     for j in range(n_columns):
         parts[j] = (mean[j] - task.mean[first + j]) + correction[j]
@@ -294,14 +284,13 @@ cdef void find_origins(Task* task, const floating* kind, Py_ssize_t first, Py_ss
         task.mean[j] = value
 
 
-cdef void merge_blocks(Task* task, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
+cdef void merge_blocks(Task* task, double* room, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
     """Mean and variance of some columns from what their blocks found."""
-    cdef double mean[TILE]
-    cdef double square[TILE]
-    cdef double seen, origin, back
+    cdef double* mean = room
+    cdef double* square = room + n_columns
+    cdef double seen = 0, origin, back
     cdef Py_ssize_t j, all_columns = task.shape.n_columns
-    memset(mean, 0, sizeof(mean))
-    memset(square, 0, sizeof(square))
+    memset(room, 0, 2 * n_columns * sizeof(double))
     if not task.ignore_nan:
         seen = merge_moments(
             mean, square, task.parts + first, task.totals, 0, task.n_blocks, n_columns,
@@ -323,41 +312,40 @@ cdef void merge_blocks(Task* task, Py_ssize_t first, Py_ssize_t n_columns) noexc
         task.var[first + j] = square[j] / seen
         if task.weight != NULL:
             task.weight[first + j] = seen
-        if task.inv_std != NULL:
-            task.inv_std[first + j] = inverse_std(task.var[first + j], task.epsilon)
 
 
 # Factors, activations.
 
 
-cdef inline void factors_of_columns(
-    floating* factors,          # OUT (N_FACTORS, TILE)
-    const Task* task, Py_ssize_t first, Py_ssize_t n_columns, bint with_sums,
-) noexcept nogil:
+cdef inline floating* factors_from(const floating* kind, const Task* task, Py_ssize_t first) noexcept nogil:
+    return <floating*> task.factors + first
+
+
+cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
+    """What normalizing some columns takes, from their mean and variance."""
+    cdef floating* factors = factors_from(kind, task, first)
     cdef Py_ssize_t j
-    cdef double divided = task.share if task.weights == NULL else 1  # else the share goes with the row
-    forward_factors(factors, task.mean + first, task.low + first, task.inv_std + first, n_columns)
+    if task.var != NULL:  # backward takes what forward saved
+        for j in range(first, first + n_columns):
+            task.inv_std[j] = inverse_std(task.var[j], task.epsilon)
+    forward_factors(factors, task.pitch, task.mean + first, task.low + first, task.inv_std + first, n_columns)
     if task.gamma != NULL:
         for j in range(n_columns):
-            factors[SCALE * TILE + j] = <floating> (task.inv_std[first + j] * task.gamma[first + j])
+            factors[SCALE * task.pitch + j] = <floating> (task.inv_std[first + j] * task.gamma[first + j])
     if task.beta != NULL:
         for j in range(n_columns):
-            factors[SHIFT * TILE + j] = <floating> task.beta[first + j]
-    if with_sums:
-        for j in range(n_columns):
-            factors[MEAN_DZ * TILE + j] = <floating> (task.dbeta[first + j] * divided)
-            factors[SLOPE * TILE + j] = <floating> (task.dgamma[first + j] * divided * task.inv_std[first + j])
+            factors[SHIFT * task.pitch + j] = <floating> task.beta[first + j]
 
 
 cdef inline void splat_factors(
-    floating* one,              # OUT (N_FACTORS, TILE): the first LANES of each row
-    const floating* factors, Py_ssize_t column,
+    floating* one,              # OUT (N_FACTORS, LANES)
+    const floating* factors, Py_ssize_t pitch,
 ) noexcept nogil:
     """Factors of one column for as many columns as there are lanes."""
     cdef Py_ssize_t k, i
     for k in range(N_FACTORS):
         for i in range(LANES):
-            one[k * TILE + i] = factors[k * TILE + column]
+            one[k * LANES + i] = factors[k * pitch]
 
 
 cdef inline bint is_fused(int activation) noexcept nogil:
@@ -400,26 +388,27 @@ cdef inline void normalize_run(
     """One column of a block, number after number: a matrix of LANES columns with the same factors."""
     cdef floating room[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
-    normalize_tile(y, x, factors, full, LANES, LANES, LANES, rectify, past_cache and <size_t> y % 64 == 0)
+    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, past_cache and <size_t> y % 16 == 0)
     if rest:
         memset(room, 0, sizeof(room))
         memcpy(room, x + full * LANES, rest * sizeof(floating))
-        normalize_tile(room, <const floating*> room, factors, 1, LANES, LANES, LANES, rectify, False)
+        normalize_tile(room, <const floating*> room, factors, LANES, 1, LANES, LANES, LANES, rectify, False)
         memcpy(y + full * LANES, room, rest * sizeof(floating))
 
 
 cdef void normalize_block(
-    floating* y, const floating* x, const floating* factors, int activation, Lie lie,
+    floating* y, const floating* x, const floating* factors, Py_ssize_t pitch, int activation, Lie lie,
     Py_ssize_t n_rows, Py_ssize_t n_columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint past_cache,
 ) noexcept nogil:
-    cdef floating one[N_FACTORS * TILE]
+    cdef floating one[N_FACTORS * LANES]
     cdef bint rectify = activation == SKBN_RELU
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, group
     if lie == ACROSS:
-        past_cache = past_cache and <size_t> y % 64 == 0 and y_stride * sizeof(floating) % 64 == 0
-        for i from 0 <= i < n_rows by 8:  # GROUP
+        past_cache = past_cache and <size_t> y % 16 == 0 and y_stride * sizeof(floating) % 16 == 0
+        group = 1 if past_cache else GROUP
+        for i from 0 <= i < n_rows by group:
             normalize_tile(
-                y + i * y_stride, x + i * x_stride, factors, min(<Py_ssize_t> GROUP, n_rows - i),
+                y + i * y_stride, x + i * x_stride, factors, pitch, min(group, n_rows - i),
                 whole_lines(n_columns), y_stride, x_stride, rectify, past_cache,
             )
         if not is_fused(activation):
@@ -427,7 +416,7 @@ cdef void normalize_block(
                 activate(y + i * y_stride, activation, n_columns)
     else:
         for j in range(n_columns):
-            splat_factors(one, factors, j)
+            splat_factors(one, factors + j, pitch)
             normalize_run(y + j * y_stride, x + j * x_stride, <const floating*> one, n_rows, rectify, past_cache)
             if not is_fused(activation):
                 activate(y + j * y_stride, activation, n_rows)
@@ -438,15 +427,14 @@ cdef void normalize_patch(
 ) noexcept nogil:
     cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, y_stride
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
-    cdef floating factors[N_FACTORS * TILE]
+    cdef const floating* factors = factors_from(<const floating*> scratch, task, first)
     cdef const floating* x
     cdef floating* y
     x = patch(&x_stride, scratch, &task.x, &task.shape, lie, first_row, n_rows, first, n_columns, True)
     scratch += PATCH
     y = patch(&y_stride, scratch, &task.y, &task.shape, lie, first_row, n_rows, first, n_columns, False)
-    factors_of_columns(factors, task, first, n_columns, False)
     normalize_block(
-        y, x, <const floating*> factors, task.activation, lie, n_rows, n_columns, y_stride, x_stride,
+        y, x, factors, task.pitch, task.activation, lie, n_rows, n_columns, y_stride, x_stride,
         task.past_cache and y != scratch,
     )
     put_back(
@@ -474,7 +462,7 @@ cdef const floating* gradient_behind(
     if is_fused(task.activation):
         return dy
     stride[0] = TILE if lie == ACROSS else BLOCK_ROWS
-    normalize_block(dz, x, factors, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, False)
+    normalize_block(dz, x, factors, task.pitch, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, False)
     for i in range(n_runs):
         deactivate(
             dz + i * stride[0], dy + i * dy_stride, task.activation,
@@ -505,71 +493,79 @@ cdef inline void gradient_sums_of_run(
         x = filled_x
     for i from 0 <= i < n_full by 4:  # STRIP
         gradient_sums_of_tile(
-            part, part_xhat, dy + i * LANES, x + i * LANES, factors, min(<Py_ssize_t> STRIP, n_full - i),
+            part, part_xhat, dy + i * LANES, x + i * LANES, factors, LANES, min(<Py_ssize_t> STRIP, n_full - i),
             LANES, LANES, LANES, rectify, i > 0,
         )
     for i in range(LANES):
         lanes[i] = part[i]
         lanes_xhat[i] = part_xhat[i]
-    add_lanes(total, lanes, 1)
-    add_lanes(total_xhat, lanes_xhat, 1)
+    add_lanes(lanes, 1)
+    add_lanes(lanes_xhat, 1)
+    total[0] = lanes[0]
+    total_xhat[0] = lanes_xhat[0]
 
 
 cdef void gradient_sums_of_patch(
-    const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
+    const Task* task, floating* scratch, double* room, Lie lie,
+    Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, lane, i, j
-    cdef Py_ssize_t width = whole_lines(n_columns)
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, lane, i, k, width = whole_lines(n_columns)
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
     cdef bint rectify = task.activation == SKBN_RELU
-    cdef floating factors[N_FACTORS * TILE]
-    cdef floating one[N_FACTORS * TILE]
-    cdef floating part[LANES * TILE]
-    cdef floating part_xhat[LANES * TILE]
-    cdef double lanes[LANES * TILE]
-    cdef double lanes_xhat[LANES * TILE]
+    cdef const floating* factors = factors_from(<const floating*> scratch, task, first)
+    cdef floating one[N_FACTORS * LANES]
+    cdef double* lanes = room
+    cdef floating* part = <floating*> (room + LANES * width)
+    cdef floating* part_xhat = part + LANES * width
     cdef double* dbeta = task.parts + 2 * block * task.shape.n_columns + first
     cdef double* dgamma = dbeta + task.shape.n_columns
     cdef const floating* x
     cdef const floating* dy
-    factors_of_columns(factors, task, first, n_columns, False)
     x = patch(&x_stride, scratch, &task.x, &task.shape, lie, first_row, n_rows, first, n_columns, True)
     dy = gradient_behind(
-        &dy_stride, scratch + PATCH, task, x, x_stride, <const floating*> factors, lie,
-        first_row, n_rows, first, n_columns,
+        &dy_stride, scratch + PATCH, task, x, x_stride, factors, lie, first_row, n_rows, first, n_columns
     )
     if lie == DOWN:
-        for j in range(n_columns):
-            splat_factors(one, <const floating*> factors, j)
+        for i in range(n_columns):
+            splat_factors(one, factors + i, task.pitch)
             gradient_sums_of_run(
-                dbeta + j, dgamma + j, dy + j * dy_stride, x + j * x_stride, <const floating*> one, n_rows, rectify
+                dbeta + i, dgamma + i, dy + i * dy_stride, x + i * x_stride, <const floating*> one, n_rows, rectify
             )
         return
     for i from 0 <= i < n_rows by 64:  # STRIP * LANES
         for lane in range(LANES):
             gradient_sums_of_tile(
-                part + lane * TILE, part_xhat + lane * TILE, dy + (i + lane) * dy_stride, x + (i + lane) * x_stride,
-                <const floating*> factors, rows_in_lane(n_rows - i, lane), width,
+                part + lane * width, part_xhat + lane * width, dy + (i + lane) * dy_stride, x + (i + lane) * x_stride,
+                factors, task.pitch, rows_in_lane(n_rows - i, lane), width,
                 LANES * dy_stride, LANES * x_stride, rectify, i > 0,
             )
-    for lane in range(LANES):
-        for j in range(n_columns):
-            lanes[lane * n_columns + j] = part[lane * TILE + j]
-            lanes_xhat[lane * n_columns + j] = part_xhat[lane * TILE + j]
-    add_lanes(dbeta, lanes, n_columns)
-    add_lanes(dgamma, lanes_xhat, n_columns)
+    for k in range(LANES * width):
+        lanes[k] = part[k]
+    add_lanes(lanes, width)
+    memcpy(dbeta, lanes, n_columns * sizeof(double))
+    for k in range(LANES * width):
+        lanes[k] = part_xhat[k]
+    add_lanes(lanes, width)
+    memcpy(dgamma, lanes, n_columns * sizeof(double))
 
 
-cdef void merge_gradients(Task* task, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
+cdef void merge_gradients(Task* task, const floating* kind, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
     cdef Py_ssize_t block, j
+    cdef double divided = task.share if task.weights == NULL else 1  # else the share goes with the row
+    cdef floating* factors = factors_from(kind, task, first)
+    cdef double* dbeta = task.dbeta + first
+    cdef double* dgamma = task.dgamma + first
     cdef const double* parts = task.parts + first
-    memset(task.dbeta + first, 0, n_columns * sizeof(double))
-    memset(task.dgamma + first, 0, n_columns * sizeof(double))
+    memset(dbeta, 0, n_columns * sizeof(double))
+    memset(dgamma, 0, n_columns * sizeof(double))
     for block in range(task.n_blocks):
         for j in range(n_columns):
-            task.dbeta[first + j] = task.dbeta[first + j] + parts[j]
-            task.dgamma[first + j] = task.dgamma[first + j] + parts[task.shape.n_columns + j]
+            dbeta[j] = dbeta[j] + parts[j]
+            dgamma[j] = dgamma[j] + parts[task.shape.n_columns + j]
         parts += 2 * task.shape.n_columns
+    for j in range(n_columns):
+        factors[MEAN_DZ * task.pitch + j] = <floating> (dbeta[j] * divided)
+        factors[SLOPE * task.pitch + j] = <floating> (dgamma[j] * divided * task.inv_std[first + j])
 
 
 cdef inline void input_gradient_of_run(
@@ -580,7 +576,7 @@ cdef inline void input_gradient_of_run(
     cdef floating room_x[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
     input_gradient_of_tile(
-        dx, dy, x, factors, NULL, 0, full, LANES, LANES, LANES, LANES, rectify, past_cache and <size_t> dx % 64 == 0
+        dx, dy, x, factors, LANES, NULL, 0, full, LANES, LANES, LANES, LANES, rectify, past_cache and <size_t> dx % 16 == 0
     )
     if rest:
         memset(room_dy, 0, sizeof(room_dy))
@@ -588,7 +584,7 @@ cdef inline void input_gradient_of_run(
         memcpy(room_dy, dy + full * LANES, rest * sizeof(floating))
         memcpy(room_x, x + full * LANES, rest * sizeof(floating))
         input_gradient_of_tile(
-            room_dy, <const floating*> room_dy, <const floating*> room_x, factors, NULL, 0,
+            room_dy, <const floating*> room_dy, <const floating*> room_x, factors, LANES, NULL, 0,
             1, LANES, LANES, LANES, LANES, rectify, False,
         )
         memcpy(dx + full * LANES, room_dy, rest * sizeof(floating))
@@ -597,36 +593,35 @@ cdef inline void input_gradient_of_run(
 cdef void input_gradient_of_patch(
     const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, i, j
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, i, j, group
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
     cdef bint rectify = task.activation == SKBN_RELU, past_cache = task.past_cache
-    cdef floating factors[N_FACTORS * TILE]
-    cdef floating one[N_FACTORS * TILE]
+    cdef const floating* factors = factors_from(<const floating*> scratch, task, first)
+    cdef floating one[N_FACTORS * LANES]
     cdef double room[BLOCK_ROWS]
     cdef const double* weights = weights_of_block(room, task, first_row, n_rows)
     cdef const floating* x
     cdef const floating* dy
     cdef floating* dx
-    factors_of_columns(factors, task, first, n_columns, True)
     x = patch(&x_stride, scratch, &task.x, &task.shape, lie, first_row, n_rows, first, n_columns, True)
     dy = gradient_behind(
-        &dy_stride, scratch + PATCH, task, x, x_stride, <const floating*> factors, lie,
-        first_row, n_rows, first, n_columns,
+        &dy_stride, scratch + PATCH, task, x, x_stride, factors, lie, first_row, n_rows, first, n_columns
     )
     scratch += 3 * PATCH
     dx = patch(&dx_stride, scratch, &task.y, &task.shape, lie, first_row, n_rows, first, n_columns, False)
     past_cache = past_cache and dx != scratch
     if lie == ACROSS:
-        past_cache = past_cache and <size_t> dx % 64 == 0 and dx_stride * sizeof(floating) % 64 == 0
-        for i from 0 <= i < n_rows by 8:  # GROUP
+        past_cache = past_cache and <size_t> dx % 16 == 0 and dx_stride * sizeof(floating) % 16 == 0
+        group = 1 if past_cache else GROUP
+        for i from 0 <= i < n_rows by group:
             input_gradient_of_tile(
-                dx + i * dx_stride, dy + i * dy_stride, x + i * x_stride, <const floating*> factors,
-                weights + i if weights != NULL else NULL, task.share, min(<Py_ssize_t> GROUP, n_rows - i),
+                dx + i * dx_stride, dy + i * dy_stride, x + i * x_stride, factors, task.pitch,
+                weights + i if weights != NULL else NULL, task.share, min(group, n_rows - i),
                 whole_lines(n_columns), dx_stride, dy_stride, x_stride, rectify, past_cache,
             )
     else:
         for j in range(n_columns):
-            splat_factors(one, <const floating*> factors, j)
+            splat_factors(one, factors + j, task.pitch)
             input_gradient_of_run(
                 dx + j * dx_stride, dy + j * dy_stride, x + j * x_stride, <const floating*> one, n_rows,
                 rectify, past_cache,
@@ -641,90 +636,115 @@ cdef void input_gradient_of_patch(
 
 
 cdef void do_patch(
-    Task* task, floating* scratch, What what, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
+    Task* task, floating* scratch, double* room, What what, Lie lie,
+    Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
     if what == MOMENTS:
-        moments_of_patch(task, scratch, lie, block, first, n_columns)
+        moments_of_patch(task, scratch, room, lie, block, first, n_columns)
     elif what == NORMALIZE:
         normalize_patch(task, scratch, lie, block, first, n_columns)
     elif what == SUM_GRADIENTS:
-        gradient_sums_of_patch(task, scratch, lie, block, first, n_columns)
+        gradient_sums_of_patch(task, scratch, room, lie, block, first, n_columns)
     else:
         input_gradient_of_patch(task, scratch, lie, block, first, n_columns)
 
 
-cdef void do_block(Task* task, floating* scratch, What what, Py_ssize_t block, Py_ssize_t tile) noexcept nogil:
-    """A block by a tile: columns side by side, then the rest."""
-    cdef Py_ssize_t first = tile * TILE, n_columns = min(<Py_ssize_t> TILE, task.shape.n_columns - tile * TILE)
+cdef void do_block(
+    Task* task, floating* scratch, double* room, What what,
+    Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
+) noexcept nogil:
+    """A block by some columns: those that are taken side by side, then the rest."""
     cdef Py_ssize_t across = 0 if task.ignore_nan else columns_across(task, n_columns)
     if across > 0:
-        do_patch(task, scratch, what, ACROSS, block, first, across)
+        do_patch(task, scratch, room, what, ACROSS, block, first, across)
     if across < n_columns:
-        do_patch(task, scratch, what, DOWN, block, first + across, n_columns - across)
+        do_patch(task, scratch, room, what, DOWN, block, first + across, n_columns - across)
 
 
-cdef void do_tile(Task* task, floating* scratch, What what, Py_ssize_t tile) noexcept nogil:
-    """All that is left to do for a tile: merge, or every pass after the other while its columns are in the cache."""
-    cdef Py_ssize_t first = tile * TILE, n_columns = min(<Py_ssize_t> TILE, task.shape.n_columns - tile * TILE), block
+cdef void do_tile(Task* task, floating* scratch, double* room, What what, Py_ssize_t tile) noexcept nogil:
+    """What is done tile by tile: merging, or every pass after the other while the columns are in the cache."""
+    cdef Py_ssize_t first = tile * task.tile, n_columns = min(task.tile, task.shape.n_columns - tile * task.tile), block
     if what == FORWARD:
         find_origins(task, <const floating*> scratch, first, n_columns)
         for block in range(task.n_blocks):
-            do_block(task, scratch, MOMENTS, block, tile)
+            do_block(task, scratch, room, MOMENTS, block, first, n_columns)
+    if what == BACKWARD or what == START_GRADIENTS:
+        set_factors(task, <const floating*> scratch, first, n_columns)
     if what == BACKWARD:
         for block in range(task.n_blocks):
-            do_block(task, scratch, SUM_GRADIENTS, block, tile)
+            do_block(task, scratch, room, SUM_GRADIENTS, block, first, n_columns)
     if what == FORWARD or what == MERGE_MOMENTS:
-        merge_blocks(task, first, n_columns)
-    else:
-        merge_gradients(task, first, n_columns)
+        merge_blocks(task, room, first, n_columns)
+        if task.y.data != NULL:
+            set_factors(task, <const floating*> scratch, first, n_columns)
+    if what == BACKWARD or what == MERGE_GRADIENTS:
+        merge_gradients(task, <const floating*> scratch, first, n_columns)
     if what == FORWARD and task.y.data != NULL:
         for block in range(task.n_blocks - 1, -1, -1):
-            do_block(task, scratch, NORMALIZE, block, tile)
+            do_block(task, scratch, room, NORMALIZE, block, first, n_columns)
     if what == BACKWARD:
         for block in range(task.n_blocks - 1, -1, -1):
-            do_block(task, scratch, INPUT_GRADIENT, block, tile)
+            do_block(task, scratch, room, INPUT_GRADIENT, block, first, n_columns)
 
 
-cdef void do_unit(Task* task, floating* scratch, What what, Py_ssize_t unit) noexcept nogil:
-    if what == FORWARD or what == BACKWARD or what == MERGE_MOMENTS or what == MERGE_GRADIENTS:
-        do_tile(task, scratch, what, unit)
-        return
-    if what == NORMALIZE or what == INPUT_GRADIENT:  # from the end, where the pass before stopped
-        unit = task.n_blocks * task.n_tiles - 1 - unit
+cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssize_t unit) noexcept nogil:
+    cdef bint elementwise = what == NORMALIZE or what == INPUT_GRADIENT
+    cdef Py_ssize_t width = task.panel if elementwise else task.tile
+    cdef Py_ssize_t n_tiles = task.n_panels if elementwise else task.n_tiles
+    cdef Py_ssize_t block, first
+    if elementwise:  # from the end, where the pass before stopped
+        unit = task.n_blocks * n_tiles - 1 - unit
     if task.tiles_first:
-        do_block(task, scratch, what, unit % task.n_blocks, unit // task.n_blocks)
+        block = unit % task.n_blocks
+        first = unit // task.n_blocks * width
     else:
-        do_block(task, scratch, what, unit // task.n_tiles, unit % task.n_tiles)
+        block = unit // n_tiles
+        first = unit % n_tiles * width
+    do_block(task, scratch, room, what, block, first, min(width, task.shape.n_columns - first))
 
 
-cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units) noexcept nogil:
+cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units, bint by_tile) noexcept nogil:
     cdef Py_ssize_t unit
-    if task.threads == 1:
-        for unit in range(n_units):
-            do_unit(task, scratch, what, unit)
-    else:
-        for unit in prange(n_units, num_threads=task.threads, schedule="static"):
-            do_unit(task, scratch + threadid() * N_PATCHES * PATCH, what, unit)
+    for unit in prange(n_units, num_threads=task.threads, schedule="static"):
+        if by_tile:
+            do_tile(
+                task, scratch + threadid() * N_PATCHES * PATCH, task.rooms + threadid() * N_ROOMS * WIDE_TILE, what, unit
+            )
+        else:
+            do_unit(
+                task, scratch + threadid() * N_PATCHES * PATCH, task.rooms + threadid() * N_ROOMS * WIDE_TILE, what, unit
+            )
     if task.past_cache:
         stream_end()
 
 
-cdef void run_whole(Task* task, floating* scratch, What whole) noexcept nogil:
-    """Forward (with y or without) or backward: tile by tile where columns stay in the cache, else pass by pass."""
-    cdef Py_ssize_t n_units = task.n_blocks * task.n_tiles
-    cdef Py_ssize_t n_bytes = task.shape.n_rows * TILE * sizeof(floating)
-    if n_bytes <= CACHE_BYTES and (task.threads == 1 or task.n_tiles >= task.threads):
-        run_units(task, scratch, whole, task.n_tiles)
-    elif whole == FORWARD:
+cdef void run_tiles(Task* task, floating* scratch, What what) noexcept nogil:
+    run_units(task, scratch, what, task.n_tiles, True)
+
+
+cdef void run_blocks(Task* task, floating* scratch, What what) noexcept nogil:
+    cdef bint elementwise = what == NORMALIZE or what == INPUT_GRADIENT
+    run_units(task, scratch, what, task.n_blocks * (task.n_panels if elementwise else task.n_tiles), False)
+
+
+cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) noexcept nogil:
+    """Moments, forward or backward: tile by tile where the columns stay in the cache, else pass by pass."""
+    if in_cache:
+        run_tiles(task, scratch, what)
+    elif what == FORWARD:
         find_origins(task, <const floating*> scratch, 0, task.shape.n_columns)
-        run_units(task, scratch, MOMENTS, n_units)
-        run_units(task, scratch, MERGE_MOMENTS, task.n_tiles)
+        run_blocks(task, scratch, MOMENTS)
+        run_tiles(task, scratch, MERGE_MOMENTS)
         if task.y.data != NULL:
-            run_units(task, scratch, NORMALIZE, n_units)
+            run_blocks(task, scratch, NORMALIZE)
+    elif what == BACKWARD:
+        run_tiles(task, scratch, START_GRADIENTS)
+        run_blocks(task, scratch, SUM_GRADIENTS)
+        run_tiles(task, scratch, MERGE_GRADIENTS)
+        run_blocks(task, scratch, INPUT_GRADIENT)
     else:
-        run_units(task, scratch, SUM_GRADIENTS, n_units)
-        run_units(task, scratch, MERGE_GRADIENTS, task.n_tiles)
-        run_units(task, scratch, INPUT_GRADIENT, n_units)
+        set_factors(task, <const floating*> scratch, 0, task.shape.n_columns)
+        run_blocks(task, scratch, NORMALIZE)
 
 
 # From Python.
@@ -741,6 +761,14 @@ cdef double* doubles(object array, Py_ssize_t size) except? NULL:
     if not fits:
         raise ValueError(f"Expected {size} numbers of type 'd', got {array.dtype.char!r} with shape {array.shape}.")
     return <double*> buffer.buf
+
+
+cdef void* data(object array) except NULL:
+    """Data of an array of our own."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(array, &buffer, PyBUF_WRITABLE)
+    PyBuffer_Release(&buffer)  # the caller holds the array
+    return buffer.buf
 
 
 cdef void* numbers(object array, object like, bint writable, Py_ssize_t* strides) except? NULL:
@@ -796,13 +824,15 @@ cdef class Call:
         Weight of each entry of the first axis.
     dy, y : ndarray or None
         Gradient, and where to write.
+    activation : Activation
+        Behind the normalization.
     """
 
     cdef Task task
-    cdef bint is_double
+    cdef bint is_double, in_cache, has_scratch
     cdef list owners
 
-    def __init__(self, x, tuple axes, weights, dy=None, y=None):
+    def __init__(self, x, tuple axes, weights, dy=None, y=None, int activation=SKBN_IDENTITY):
         cdef Task* task = &self.task
         cdef Shape* shape = &task.shape
         cdef Operand* operands[3]
@@ -813,6 +843,7 @@ cdef class Call:
         cdef Py_ssize_t length
         cdef int n_operands = 0, axis, k
         memset(task, 0, sizeof(Task))
+        task.activation = activation
         self.owners = [x, weights, dy, y]
         self.is_double = x.dtype == np.float64
         operands[0] = &task.x
@@ -845,20 +876,44 @@ cdef class Call:
                         shape.row_axes, shape.n_row_axes, length, row_strides, stride, n_operands
                     )
         task.n_blocks = (shape.n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-        task.n_tiles = (shape.n_columns + TILE - 1) // TILE
         task.tiles_first = innermost(task.x.row_strides, shape.n_row_axes) == 1
         task.past_cache = y is not None and y.nbytes >= STREAM_BYTES and not any(
             other is not None and np.may_share_memory(y, other) for other in (x, dy)
         )
         task.threads = 1
         if shape.n_rows * shape.n_columns >= PARALLEL_NUMBERS:
-            task.threads = min(<Py_ssize_t> n_threads(), task.n_blocks * task.n_tiles)
+            task.threads = n_threads()
         task.share = 1.0 / shape.n_rows
         if weights is not None:
             task.rows_per_sample = shape.n_rows // <Py_ssize_t> weights.shape[0]
             task.weights = doubles(weights, weights.shape[0])
             task.share = 1 / (weights.sum() * task.rows_per_sample)
             task.first_row = weights.argmax() * task.rows_per_sample
+        self.choose_tiles(operands, n_operands)
+
+    cdef choose_tiles(self, Operand** operands, int n_operands):
+        """How many columns are taken at a time, and whether they stay in the cache from pass to pass."""
+        cdef Task* task = &self.task
+        cdef Shape* shape = &task.shape
+        cdef Py_ssize_t size = sizeof(double) if self.is_double else sizeof(float)
+        cdef Py_ssize_t n_read = 1 if task.dy.data == NULL else 2
+        cdef bint in_place = task.weights == NULL and shape.n_row_axes < 2 and shape.n_column_axes == 1
+        cdef int k
+        for k in range(n_operands):
+            in_place = in_place and innermost(operands[k].column_strides, shape.n_column_axes) == 1
+        in_place = in_place and (task.activation == SKBN_IDENTITY or task.activation == SKBN_RELU)
+        task.tile = WIDE_TILE if in_place else TILE
+        task.panel = PANEL if in_place else TILE
+        if shape.n_rows * task.tile * size * n_read > CACHE_BYTES:
+            if shape.n_rows * TILE * size * n_read <= CACHE_BYTES:
+                task.tile = TILE
+        task.n_tiles = (shape.n_columns + task.tile - 1) // task.tile
+        task.n_panels = (shape.n_columns + task.panel - 1) // task.panel
+        task.threads = min(task.threads, task.n_blocks * task.n_tiles)
+        self.in_cache = shape.n_rows * task.tile * size * n_read <= CACHE_BYTES and (
+            task.threads == 1 or task.n_tiles >= task.threads
+        )
+        self.has_scratch = not (in_place and shape.n_columns % LANES == 0)
 
     cdef double* parameter(self, object array) except? NULL:
         """Data of one number a column, kept alive; NULL for None."""
@@ -866,28 +921,27 @@ cdef class Call:
         return doubles(array, self.task.shape.n_columns)
 
     cdef run(self, What what):
-        """Compute: the whole of forward or backward, or one pass."""
+        """Compute."""
         cdef Task* task = &self.task
-        cdef Py_ssize_t n_columns = task.shape.n_columns, n_units = task.n_blocks * task.n_tiles
+        cdef Py_ssize_t n_columns = task.shape.n_columns
         cdef void* room
-        cdef Py_buffer buffer
-        scratch = np.empty(task.threads * N_PATCHES * PATCH, np.float64 if self.is_double else np.float32)
+        task.pitch = whole_lines(n_columns)
+        dtype = np.float64 if self.is_double else np.float32
+        scratch = np.empty(task.threads * N_PATCHES * PATCH if self.has_scratch else 1, dtype)
+        factors = np.zeros(N_FACTORS * task.pitch if what != FORWARD or task.y.data != NULL else 1, dtype)
+        rooms = np.empty(task.threads * N_ROOMS * WIDE_TILE)
         parts = np.empty(2 * task.n_blocks * n_columns)
         totals = np.empty(task.n_blocks * (n_columns if task.ignore_nan else 1))
+        task.rooms = doubles(rooms, 0)
         task.parts = doubles(parts, 0)
         task.totals = doubles(totals, 0)
-        PyObject_GetBuffer(scratch, &buffer, PyBUF_WRITABLE)
-        room = buffer.buf
-        PyBuffer_Release(&buffer)
+        task.factors = data(factors)
+        room = data(scratch)
         with nogil:
-            if what == NORMALIZE and self.is_double:
-                run_units(task, <double*> room, what, n_units)
-            elif what == NORMALIZE:
-                run_units(task, <float*> room, what, n_units)
-            elif self.is_double:
-                run_whole(task, <double*> room, what)
+            if self.is_double:
+                run_passes(task, <double*> room, what, self.in_cache)
             else:
-                run_whole(task, <float*> room, what)
+                run_passes(task, <float*> room, what, self.in_cache)
 
 
 def moments(x, axes, weights=None, bint ignore_nan=False):
@@ -906,7 +960,7 @@ def moments(x, axes, weights=None, bint ignore_nan=False):
 
 def batch_norm_forward(y, x, axes, gamma, beta, double epsilon, int activation, weights=None):
     """Normalize with the statistics of x; return mean in two parts, variance and 1/std, (4, n_columns)."""
-    cdef Call call = Call(x, axes, weights, None, y)
+    cdef Call call = Call(x, axes, weights, None, y, activation)
     cdef Task* task = &call.task
     statistics = np.empty((4, task.shape.n_columns))
     task.mean = call.parameter(statistics[0])
@@ -916,31 +970,27 @@ def batch_norm_forward(y, x, axes, gamma, beta, double epsilon, int activation, 
     task.gamma = call.parameter(gamma)
     task.beta = call.parameter(beta)
     task.epsilon = epsilon
-    task.activation = activation
     call.run(FORWARD)
     return statistics
 
 
 def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, double epsilon, int activation):
     """Normalize with given statistics."""
-    cdef Call call = Call(x, axes, None, None, y)
+    cdef Call call = Call(x, axes, None, None, y, activation)
     cdef Task* task = &call.task
-    cdef Py_ssize_t j
     task.mean = call.parameter(mean)
     task.low = call.parameter(low)
     task.var = call.parameter(var)
     task.inv_std = call.parameter(np.empty(task.shape.n_columns))
     task.gamma = call.parameter(gamma)
     task.beta = call.parameter(beta)
-    task.activation = activation
-    for j in range(task.shape.n_columns):
-        task.inv_std[j] = inverse_std(task.var[j], epsilon)
+    task.epsilon = epsilon
     call.run(NORMALIZE)
 
 
 def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation, weights=None):
     """Write dx; return dgamma and dbeta, (2, n_columns)."""
-    cdef Call call = Call(x, axes, weights, dy, dx)
+    cdef Call call = Call(x, axes, weights, dy, dx, activation)
     cdef Task* task = &call.task
     sums = np.empty((2, task.shape.n_columns))
     task.mean = call.parameter(statistics[0])
@@ -950,6 +1000,5 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation
     task.beta = call.parameter(beta)
     task.dgamma = call.parameter(sums[0])
     task.dbeta = call.parameter(sums[1])
-    task.activation = activation
     call.run(BACKWARD)
     return sums

@@ -276,8 +276,7 @@ cdef inline Py_ssize_t rows_in_lane(Py_ssize_t n_rows, Py_ssize_t lane) noexcept
 
 
 cdef inline void add_lanes(
-    double* total,              # OUT (columns,)
-    double* lanes,              # IN  (LANES, columns); overwritten
+    double* lanes,              # IN/OUT (LANES, columns); the first row becomes the sum
     Py_ssize_t columns,
 ) noexcept nogil:
     """Sum over the lanes, by halves."""
@@ -286,7 +285,6 @@ cdef inline void add_lanes(
         for k in range(half * columns):
             lanes[k] = lanes[k] + lanes[half * columns + k]
         half //= 2
-    memcpy(total, lanes, columns * sizeof(double))
 
 
 cdef inline void run_sums(
@@ -311,8 +309,10 @@ cdef inline void run_sums(
         sums_of_deviations(
             lanes, squared_lanes, x + i * LANES, pivots, min(<Py_ssize_t> STRIP, n_full - i), LANES, LANES, i > 0
         )
-    add_lanes(total, lanes, 1)
-    add_lanes(squares, squared_lanes, 1)
+    add_lanes(lanes, 1)
+    add_lanes(squared_lanes, 1)
+    total[0] = lanes[0]
+    squares[0] = squared_lanes[0]
 
 
 cdef inline void block_sums(
@@ -320,11 +320,11 @@ cdef inline void block_sums(
     const floating* x,                  # IN  (n_rows, columns) by stride
     const double* weights,              # IN  (n_rows,); NULL: ones
     const double* pivot,                # IN  (columns,)
+    double* lanes,                      # (2, LANES, columns), for rows ACROSS
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
 ) noexcept nogil:
     """Sums of deviations and of their squares over rows that lie in one of three ways."""
-    cdef double lanes[LANES * TILE]
-    cdef double squared_lanes[LANES * TILE]
+    cdef double* squared_lanes = lanes + LANES * columns
     cdef Py_ssize_t j, lane, first, n_in_lane
     if lie == IN_ORDER:
         if weights == NULL:
@@ -348,8 +348,10 @@ cdef inline void block_sums(
                         lanes + lane * columns, squared_lanes + lane * columns, x + (first + lane) * stride,
                         weights + first + lane, pivot, n_in_lane, columns, LANES * stride, LANES, first > 0,
                     )
-        add_lanes(sums, lanes, columns)
-        add_lanes(squares, squared_lanes, columns)
+        add_lanes(lanes, columns)
+        add_lanes(squared_lanes, columns)
+        memcpy(sums, lanes, columns * sizeof(double))
+        memcpy(squares, squared_lanes, columns * sizeof(double))
 
 
 cdef inline void tile_moments(
@@ -357,10 +359,11 @@ cdef inline void tile_moments(
     const floating* x,                                  # IN  (n_rows, columns) by stride
     const double* weights,                              # IN  (n_rows,); NULL: ones
     double share,                                       # 1 / sum of the weights: not a division a column
+    double* sums,                                       # room: (columns,), and for rows ACROSS (2, LANES, columns) more
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
 ) noexcept nogil:
-    """Means of at most TILE columns as mean + correction; weighted sums of squared deviations from them."""
-    cdef double sums[TILE]
+    """Means as mean + correction; weighted sums of squared deviations from them."""
+    cdef double* lanes = sums + columns
     cdef Py_ssize_t j, first = 0, column_stride = stride if lie == DOWN else 1
     cdef bint again = floating is double or weights != NULL  # the first row will not do as a pivot
     if weights != NULL:
@@ -368,11 +371,11 @@ cdef inline void tile_moments(
             first += 1
     for j in range(columns):
         mean[j] = x[first * stride + j * column_stride]
-    block_sums(sums, square, x, weights, mean, n_rows, columns, stride, lie)
+    block_sums(sums, square, x, weights, mean, lanes, n_rows, columns, stride, lie)
     if again:
         for j in range(columns):
             mean[j] = mean[j] + sums[j] * share
-        block_sums(sums, square, x, weights, mean, n_rows, columns, stride, lie)
+        block_sums(sums, square, x, weights, mean, lanes, n_rows, columns, stride, lie)
     for j in range(columns):
         correction[j] = sums[j] * share
         square[j] = square[j] - sums[j] * correction[j]
@@ -405,7 +408,7 @@ cdef inline double merge_moments(
     return seen
 
 
-cdef enum:  # rows of the factors of a tile, TILE numbers each
+cdef enum:  # rows of the factors of columns, `pitch` numbers each
     HIGH, LOW,          # the mean in two parts
     SCALE, SHIFT,       # gamma / std and beta
     INV_STD,
@@ -416,22 +419,22 @@ cdef enum:  # rows of the factors of a tile, TILE numbers each
 cdef inline void normalize_tile(
     floating* y,                # OUT (n_rows, columns) by y_stride, whole lines
     const floating* x,          # IN  (n_rows, columns) by x_stride, whole lines
-    const floating* factors,    # IN  (SHIFT + 1, TILE)
+    const floating* factors, Py_ssize_t pitch,  # IN  (SHIFT + 1, columns) by pitch
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint rectify, bint past_cache,
 ) noexcept nogil:
     if floating is float:
         normalize(
             <float_line*> y, <const float_line*> x,
-            <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
-            <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+            <const float_line*> (factors + HIGH * pitch), <const float_line*> (factors + LOW * pitch),
+            <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const float_line*> x, columns),
             y_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
         )
     else:
         normalize(
             <double_line*> y, <const double_line*> x,
-            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
-            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            <const double_line*> (factors + HIGH * pitch), <const double_line*> (factors + LOW * pitch),
+            <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const double_line*> x, columns),
             y_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
         )
@@ -440,24 +443,24 @@ cdef inline void normalize_tile(
 cdef inline void gradient_sums_of_tile(
     floating* total, floating* total_xhat,      # OUT (columns,); IN/OUT if what is there is added to
     const floating* dy, const floating* x,      # IN  (n_rows, columns) by their strides, whole lines
-    const floating* factors,                    # IN  (INV_STD + 1, TILE)
+    const floating* factors, Py_ssize_t pitch,  # IN  (INV_STD + 1, columns) by pitch
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dy_stride, Py_ssize_t x_stride, bint rectify, bint add,
 ) noexcept nogil:
     if floating is float:
         gradient_sums(
             <float_line*> total, <float_line*> total_xhat, <const float_line*> dy, <const float_line*> x,
-            <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
-            <const float_line*> (factors + INV_STD * TILE),
-            <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
+            <const float_line*> (factors + HIGH * pitch), <const float_line*> (factors + LOW * pitch),
+            <const float_line*> (factors + INV_STD * pitch),
+            <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const float_line*> x, columns),
             dy_stride * sizeof(float), x_stride * sizeof(float), rectify, add,
         )
     else:
         gradient_sums(
             <double_line*> total, <double_line*> total_xhat, <const double_line*> dy, <const double_line*> x,
-            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
-            <const double_line*> (factors + INV_STD * TILE),
-            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
+            <const double_line*> (factors + HIGH * pitch), <const double_line*> (factors + LOW * pitch),
+            <const double_line*> (factors + INV_STD * pitch),
+            <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const double_line*> x, columns),
             dy_stride * sizeof(double), x_stride * sizeof(double), rectify, add,
         )
@@ -466,7 +469,7 @@ cdef inline void gradient_sums_of_tile(
 cdef inline void input_gradient_of_tile(
     floating* dx,                               # OUT (n_rows, columns) by dx_stride, whole lines
     const floating* dy, const floating* x,      # IN  (n_rows, columns) by their strides, whole lines
-    const floating* factors,                    # IN  (N_FACTORS, TILE)
+    const floating* factors, Py_ssize_t pitch,  # IN  (N_FACTORS, columns) by pitch
     const double* weights, double share,        # IN  (n_rows,); NULL: ones; 1 / sum of the weights
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
     bint rectify, bint past_cache,
@@ -475,54 +478,54 @@ cdef inline void input_gradient_of_tile(
         if weights != NULL:
             weighted_input_gradient(
                 <float_line*> dx, <const float_line*> dy, <const float_line*> x,
-                <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
-                <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
-                <const float_line*> (factors + MEAN_DZ * TILE), <const float_line*> (factors + SLOPE * TILE),
+                <const float_line*> (factors + HIGH * pitch), <const float_line*> (factors + LOW * pitch),
+                <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
+                <const float_line*> (factors + MEAN_DZ * pitch), <const float_line*> (factors + SLOPE * pitch),
                 weights, share, n_rows, count_lines(<const float_line*> x, columns),
                 dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify,
             )
         else:
             input_gradient(
                 <float_line*> dx, <const float_line*> dy, <const float_line*> x,
-                <const float_line*> (factors + HIGH * TILE), <const float_line*> (factors + LOW * TILE),
-                <const float_line*> (factors + SCALE * TILE), <const float_line*> (factors + SHIFT * TILE),
-                <const float_line*> (factors + MEAN_DZ * TILE), <const float_line*> (factors + SLOPE * TILE),
+                <const float_line*> (factors + HIGH * pitch), <const float_line*> (factors + LOW * pitch),
+                <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
+                <const float_line*> (factors + MEAN_DZ * pitch), <const float_line*> (factors + SLOPE * pitch),
                 n_rows, count_lines(<const float_line*> x, columns),
                 dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
             )
     elif weights != NULL:
         weighted_input_gradient(
             <double_line*> dx, <const double_line*> dy, <const double_line*> x,
-            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
-            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
-            <const double_line*> (factors + MEAN_DZ * TILE), <const double_line*> (factors + SLOPE * TILE),
+            <const double_line*> (factors + HIGH * pitch), <const double_line*> (factors + LOW * pitch),
+            <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
+            <const double_line*> (factors + MEAN_DZ * pitch), <const double_line*> (factors + SLOPE * pitch),
             weights, share, n_rows, count_lines(<const double_line*> x, columns),
             dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify,
         )
     else:
         input_gradient(
             <double_line*> dx, <const double_line*> dy, <const double_line*> x,
-            <const double_line*> (factors + HIGH * TILE), <const double_line*> (factors + LOW * TILE),
-            <const double_line*> (factors + SCALE * TILE), <const double_line*> (factors + SHIFT * TILE),
-            <const double_line*> (factors + MEAN_DZ * TILE), <const double_line*> (factors + SLOPE * TILE),
+            <const double_line*> (factors + HIGH * pitch), <const double_line*> (factors + LOW * pitch),
+            <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
+            <const double_line*> (factors + MEAN_DZ * pitch), <const double_line*> (factors + SLOPE * pitch),
             n_rows, count_lines(<const double_line*> x, columns),
             dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
         )
 
 
 cdef inline void forward_factors(
-    floating* factors,          # OUT (INV_STD + 1, TILE)
+    floating* factors, Py_ssize_t pitch,        # OUT (INV_STD + 1, columns) by pitch
     const double* mean, const double* correction, const double* inv_std,    # IN  (columns,)
     Py_ssize_t columns,
 ) noexcept nogil:
     """Factors of a tile with gamma 1 and beta 0."""
     cdef Py_ssize_t j
     for j in range(columns):
-        factors[HIGH * TILE + j] = <floating> (mean[j] + correction[j])
-        factors[LOW * TILE + j] = <floating> ((mean[j] - <double> factors[HIGH * TILE + j]) + correction[j])
-        factors[SCALE * TILE + j] = <floating> inv_std[j]
-        factors[SHIFT * TILE + j] = 0
-        factors[INV_STD * TILE + j] = <floating> inv_std[j]
+        factors[HIGH * pitch + j] = <floating> (mean[j] + correction[j])
+        factors[LOW * pitch + j] = <floating> ((mean[j] - <double> factors[HIGH * pitch + j]) + correction[j])
+        factors[SCALE * pitch + j] = <floating> inv_std[j]
+        factors[SHIFT * pitch + j] = 0
+        factors[INV_STD * pitch + j] = <floating> inv_std[j]
 
 
 cdef inline double batch_norm_forward(
@@ -537,6 +540,7 @@ cdef inline double batch_norm_forward(
 ) noexcept nogil:
     """Normalize with the statistics of the rows; return their total weight. Without any, y is beta or finite."""
     cdef double mean[TILE]
+    cdef double sums[TILE]
     cdef double correction[TILE]
     cdef double square[TILE]
     cdef double inv_std[TILE]
@@ -546,11 +550,11 @@ cdef inline double batch_norm_forward(
     cdef Py_ssize_t j, first, columns
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
-        tile_moments(mean, correction, square, x + first, weights, share, n_rows, columns, stride, IN_ORDER)
+        tile_moments(mean, correction, square, x + first, weights, share, sums, n_rows, columns, stride, IN_ORDER)
         for j in range(columns):
             square[j] = square[j] * share
             inv_std[j] = inverse_std(square[j], epsilon)
-        forward_factors(factors, mean, correction, inv_std, columns)
+        forward_factors(factors, TILE, mean, correction, inv_std, columns)
         if gamma != NULL:
             for j in range(columns):
                 factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[first + j])
@@ -566,7 +570,7 @@ cdef inline double batch_norm_forward(
                 statistics[first + j] = mean[j] + correction[j]
                 statistics[stride + first + j] = square[j]
         normalize_tile(
-            y + first, x + first, factors, n_rows, columns, stride, stride, activation == SKBN_RELU, False
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, False
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)
@@ -597,13 +601,13 @@ cdef inline void batch_norm_backward(
         for j in range(columns):
             total[j] = 0
             total_xhat[j] = 0
-        forward_factors(factors, saved + first, saved + stride + first, saved + 2 * stride + first, columns)
+        forward_factors(factors, TILE, saved + first, saved + stride + first, saved + 2 * stride + first, columns)
         if gamma != NULL:
             for j in range(columns):
                 factors[SCALE * TILE + j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
         for start in range(0, n_rows, 64):  # BLOCK
             gradient_sums_of_tile(
-                part, part_xhat, dz + start * stride + first, x + start * stride + first, factors,
+                part, part_xhat, dz + start * stride + first, x + start * stride + first, <const floating*> factors, TILE,
                 min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False, False,
             )
             for j in range(columns):
@@ -616,7 +620,7 @@ cdef inline void batch_norm_backward(
             factors[SLOPE * TILE + j] = <floating> (total_xhat[j] * divided * saved[2 * stride + first + j])
         if dx != NULL:
             input_gradient_of_tile(
-                dx + first, dz + first, x + first, factors, weights, share, n_rows, columns,
+                dx + first, dz + first, x + first, <const floating*> factors, TILE, weights, share, n_rows, columns,
                 stride, stride, stride, False, False,
             )
 
@@ -639,7 +643,7 @@ cdef inline void batch_norm_forward_eval(
         for j in range(columns):
             inv_std[j] = inverse_std(var[first + j], epsilon)
             correction[j] = 0
-        forward_factors(factors, mean + first, correction, inv_std, columns)
+        forward_factors(factors, TILE, mean + first, correction, inv_std, columns)
         if gamma != NULL:
             for j in range(columns):
                 factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[first + j])
@@ -647,7 +651,7 @@ cdef inline void batch_norm_forward_eval(
             for j in range(columns):
                 factors[SHIFT * TILE + j] = beta[first + j]
         normalize_tile(
-            y + first, x + first, factors, n_rows, columns, stride, stride, activation == SKBN_RELU, False
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, False
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)

@@ -469,6 +469,7 @@ cdef double block_moments(
     cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
     cdef Py_ssize_t stride = plan.layers[index].in_stride, start, columns, j
     cdef double correction[TILE]
+    cdef double sums[TILE]
     cdef double room[EVAL_ROWS]
     cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
     cdef double total = total_weight(block_weights, size)
@@ -481,7 +482,7 @@ cdef double block_moments(
         columns = min(<Py_ssize_t> TILE, stride - start)
         tile_moments(
             mean + start, correction, square + start, <const floating*> out + start,
-            block_weights, 1 / total, size, columns, stride, IN_ORDER,
+            block_weights, 1 / total, sums, size, columns, stride, IN_ORDER,
         )
         for j in range(columns):
             mean[start + j] = (mean[start + j] - origin[start + j]) + correction[j]
