@@ -32,18 +32,22 @@ from skbn.backends.cpu.batch_norm cimport (
     ACROSS,
     BLOCK_ROWS,
     DOWN,
+    DOWN_THE_LINES,
+    GRADIENT_STRIP,
     HIGH,
     INV_STD,
     LANES,
     LOW,
     MEAN_DZ,
     N_FACTORS,
+    ROW_BY_ROW,
     SCALE,
     SHIFT,
     SLOPE,
-    STRIP,
+    STREAMING,
     TILE,
     Lie,
+    Order,
     add_lanes,
     forward_factors,
     gradient_sums_of_tile,
@@ -76,11 +80,10 @@ from skbn.backends.records cimport (
 from skbn.backends.cpu.threads import n_threads
 
 cdef enum:
-    GROUP = 8  # rows that an elementwise kernel takes at a time: it goes down one line of each, memory row by row
     PARALLEL_NUMBERS = 400_000  # below, a parallel region costs more than it saves
     CACHE_BYTES = 512 * 1024  # columns of a tile that stay in the cache of a core between passes
     STREAM_BYTES = 32 * 1024 * 1024  # larger results would only push out of the cache what is still needed
-    WIDE_TILE = 256  # columns of a tile where nothing needs to be copied: longer stretches of memory
+    WIDE_TILE = 512  # columns of a tile where nothing needs to be copied: longer stretches of memory
     PANEL = 1024  # the same for elementwise passes, which keep nothing of a column
     PATCH = BLOCK_ROWS * TILE  # numbers in scratch for one operand
     N_PATCHES = 4
@@ -248,7 +251,6 @@ cdef void moments_of_patch(
     cdef double* square = room + 2 * width
     cdef double row_weights[BLOCK_ROWS]
     cdef const double* weights = weights_of_block(row_weights, task, first_row, n_rows)
-    cdef double total = total_weight(weights, n_rows)
     cdef double* parts = task.parts + 2 * block * task.shape.n_columns + first
     cdef const floating* x
     x = patch(&stride, scratch, &task.x, &task.shape, lie, first_row, n_rows, first, n_columns, True)
@@ -258,12 +260,10 @@ cdef void moments_of_patch(
                 mean + j, correction + j, square + j, x + j * stride, weights, n_rows
             )
     else:
-        if first == 0:
-            task.totals[block] = total
-        if total == 0:
+        if task.totals[block] == 0:
             return
         tile_moments(
-            mean, correction, square, x, weights, 1 / total, room + 3 * width, n_rows,
+            mean, correction, square, x, weights, 1 / task.totals[block], room + 3 * width, n_rows,
             width if lie == ACROSS else n_columns, stride, lie,
         )
     for j in range(n_columns):
@@ -382,17 +382,23 @@ cdef inline void deactivate(
 # Elementwise passes.
 
 
+cdef inline Order order_of(bint past_cache, const floating* y, Py_ssize_t stride) noexcept nogil:
+    if past_cache and <size_t> y % 64 == 0 and stride * sizeof(floating) % 64 == 0:
+        return STREAMING
+    return ROW_BY_ROW
+
+
 cdef inline void normalize_run(
     floating* y, const floating* x, const floating* factors, Py_ssize_t n_rows, bint rectify, bint past_cache,
 ) noexcept nogil:
     """One column of a block, number after number: a matrix of LANES columns with the same factors."""
     cdef floating room[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
-    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, past_cache and <size_t> y % 16 == 0)
+    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, order_of(past_cache, <const floating*> y, LANES))
     if rest:
         memset(room, 0, sizeof(room))
         memcpy(room, x + full * LANES, rest * sizeof(floating))
-        normalize_tile(room, <const floating*> room, factors, LANES, 1, LANES, LANES, LANES, rectify, False)
+        normalize_tile(room, <const floating*> room, factors, LANES, 1, LANES, LANES, LANES, rectify, DOWN_THE_LINES)
         memcpy(y + full * LANES, room, rest * sizeof(floating))
 
 
@@ -402,15 +408,12 @@ cdef void normalize_block(
 ) noexcept nogil:
     cdef floating one[N_FACTORS * LANES]
     cdef bint rectify = activation == SKBN_RELU
-    cdef Py_ssize_t i, j, group
+    cdef Py_ssize_t i, j
     if lie == ACROSS:
-        past_cache = past_cache and <size_t> y % 16 == 0 and y_stride * sizeof(floating) % 16 == 0
-        group = 1 if past_cache else GROUP
-        for i from 0 <= i < n_rows by group:
-            normalize_tile(
-                y + i * y_stride, x + i * x_stride, factors, pitch, min(group, n_rows - i),
-                whole_lines(n_columns), y_stride, x_stride, rectify, past_cache,
-            )
+        normalize_tile(
+            y, x, factors, pitch, n_rows, whole_lines(n_columns), y_stride, x_stride, rectify,
+            order_of(past_cache, <const floating*> y, y_stride),
+        )
         if not is_fused(activation):
             for i in range(n_rows):
                 activate(y + i * y_stride, activation, n_columns)
@@ -491,9 +494,9 @@ cdef inline void gradient_sums_of_run(
             filled_x[i] = x[0]
         dy = filled_dy
         x = filled_x
-    for i from 0 <= i < n_full by 4:  # STRIP
+    for i from 0 <= i < n_full by 4:  # GRADIENT_STRIP
         gradient_sums_of_tile(
-            part, part_xhat, dy + i * LANES, x + i * LANES, factors, LANES, min(<Py_ssize_t> STRIP, n_full - i),
+            part, part_xhat, dy + i * LANES, x + i * LANES, factors, LANES, min(<Py_ssize_t> GRADIENT_STRIP, n_full - i),
             LANES, LANES, LANES, rectify, i > 0,
         )
     for i in range(LANES):
@@ -532,11 +535,11 @@ cdef void gradient_sums_of_patch(
                 dbeta + i, dgamma + i, dy + i * dy_stride, x + i * x_stride, <const floating*> one, n_rows, rectify
             )
         return
-    for i from 0 <= i < n_rows by 64:  # STRIP * LANES
+    for i from 0 <= i < n_rows by 64:  # GRADIENT_STRIP * LANES
         for lane in range(LANES):
             gradient_sums_of_tile(
                 part + lane * width, part_xhat + lane * width, dy + (i + lane) * dy_stride, x + (i + lane) * x_stride,
-                factors, task.pitch, rows_in_lane(n_rows - i, lane), width,
+                factors, task.pitch, rows_in_lane(n_rows - i, lane, GRADIENT_STRIP), width,
                 LANES * dy_stride, LANES * x_stride, rectify, i > 0,
             )
     for k in range(LANES * width):
@@ -576,7 +579,8 @@ cdef inline void input_gradient_of_run(
     cdef floating room_x[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
     input_gradient_of_tile(
-        dx, dy, x, factors, LANES, NULL, 0, full, LANES, LANES, LANES, LANES, rectify, past_cache and <size_t> dx % 16 == 0
+        dx, dy, x, factors, LANES, NULL, 0, full, LANES, LANES, LANES, LANES, rectify,
+        order_of(past_cache, <const floating*> dx, LANES),
     )
     if rest:
         memset(room_dy, 0, sizeof(room_dy))
@@ -585,7 +589,7 @@ cdef inline void input_gradient_of_run(
         memcpy(room_x, x + full * LANES, rest * sizeof(floating))
         input_gradient_of_tile(
             room_dy, <const floating*> room_dy, <const floating*> room_x, factors, LANES, NULL, 0,
-            1, LANES, LANES, LANES, LANES, rectify, False,
+            1, LANES, LANES, LANES, LANES, rectify, DOWN_THE_LINES,
         )
         memcpy(dx + full * LANES, room_dy, rest * sizeof(floating))
 
@@ -593,7 +597,7 @@ cdef inline void input_gradient_of_run(
 cdef void input_gradient_of_patch(
     const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, i, j, group
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, j
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
     cdef bint rectify = task.activation == SKBN_RELU, past_cache = task.past_cache
     cdef const floating* factors = factors_from(<const floating*> scratch, task, first)
@@ -611,14 +615,10 @@ cdef void input_gradient_of_patch(
     dx = patch(&dx_stride, scratch, &task.y, &task.shape, lie, first_row, n_rows, first, n_columns, False)
     past_cache = past_cache and dx != scratch
     if lie == ACROSS:
-        past_cache = past_cache and <size_t> dx % 16 == 0 and dx_stride * sizeof(floating) % 16 == 0
-        group = 1 if past_cache else GROUP
-        for i from 0 <= i < n_rows by group:
-            input_gradient_of_tile(
-                dx + i * dx_stride, dy + i * dy_stride, x + i * x_stride, factors, task.pitch,
-                weights + i if weights != NULL else NULL, task.share, min(group, n_rows - i),
-                whole_lines(n_columns), dx_stride, dy_stride, x_stride, rectify, past_cache,
-            )
+        input_gradient_of_tile(
+            dx, dy, x, factors, task.pitch, weights, task.share, n_rows, whole_lines(n_columns),
+            dx_stride, dy_stride, x_stride, rectify, order_of(past_cache, <const floating*> dx, dx_stride),
+        )
     else:
         for j in range(n_columns):
             splat_factors(one, factors + j, task.pitch)
@@ -756,7 +756,7 @@ cdef double* doubles(object array, Py_ssize_t size) except? NULL:
     if array is None:
         return NULL
     PyObject_GetBuffer(array, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-    fits = buffer.format[0] == b"d" and buffer.len >= size * <Py_ssize_t> sizeof(double)
+    fits = array.dtype == np.float64 and buffer.len >= size * <Py_ssize_t> sizeof(double)
     PyBuffer_Release(&buffer)  # the caller holds the array
     if not fits:
         raise ValueError(f"Expected {size} numbers of type 'd', got {array.dtype.char!r} with shape {array.shape}.")
@@ -778,7 +778,7 @@ cdef void* numbers(object array, object like, bint writable, Py_ssize_t* strides
     cdef int axis
     PyObject_GetBuffer(array, &buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
     fits = (
-        buffer.format[0] in (b"f", b"d") and array.dtype == like.dtype and array.shape == like.shape
+        array.dtype in (np.float32, np.float64) and array.dtype == like.dtype and array.shape == like.shape
         and <size_t> buffer.buf % buffer.itemsize == 0
     )
     for axis in range(buffer.ndim):
@@ -923,7 +923,8 @@ cdef class Call:
     cdef run(self, What what):
         """Compute."""
         cdef Task* task = &self.task
-        cdef Py_ssize_t n_columns = task.shape.n_columns
+        cdef Py_ssize_t n_columns = task.shape.n_columns, block, n_rows
+        cdef double row_weights[BLOCK_ROWS]
         cdef void* room
         task.pitch = whole_lines(n_columns)
         dtype = np.float64 if self.is_double else np.float32
@@ -938,6 +939,12 @@ cdef class Call:
         task.factors = data(factors)
         room = data(scratch)
         with nogil:
+            if not task.ignore_nan:
+                for block in range(task.n_blocks):
+                    n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - block * BLOCK_ROWS)
+                    task.totals[block] = total_weight(
+                        weights_of_block(row_weights, task, block * BLOCK_ROWS, n_rows), n_rows
+                    )
             if self.is_double:
                 run_passes(task, <double*> room, what, self.in_cache)
             else:

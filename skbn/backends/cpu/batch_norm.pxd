@@ -43,7 +43,7 @@ from skbn.backends.cpu.lines cimport (
     relu_line,
     splat_double,
     splat_number,
-    store_line,
+    stream_line,
     widen,
 )
 from skbn.backends.records cimport (
@@ -59,7 +59,13 @@ cdef enum:
     BLOCK = 64  # rows that backward sums in the network's type before they meet in float64
     BLOCK_ROWS = 256  # rows of a block of an array
     LANES = 16  # sums that the rows of such a block take turns in: whole lines of float and double everywhere
-    STRIP = 4  # rows of a lane that are summed before the next lane's: few enough places in memory at a time
+    STRIP = 8  # rows of a lane that are summed before the next lane's: few enough places in memory at a time
+    GRADIENT_STRIP = 4  # the same where two arrays are read
+
+cdef enum Order:  # in which elementwise kernels go
+    DOWN_THE_LINES  # factors in registers: for what lies in the nearest cache
+    ROW_BY_ROW      # in the order of memory
+    STREAMING       # the same, and results are stored past the cache
 
 cdef enum Lie:
     IN_ORDER    # a network's buffer: columns side by side, rows summed in order
@@ -141,25 +147,41 @@ cdef inline void weighted_sums_of_deviations(
         (<double_line*> (squares + j))[0] = total_squares
 
 
+cdef inline line normalized(line x, line high, line low, line scale, line shift, bint rectify) noexcept nogil:
+    """((x - high) - low) * scale + shift, then ReLU if asked."""
+    cdef line z = fma_line((x - high) - low, scale, shift)
+    return relu_line(z) if rectify else z
+
+
 cdef inline void normalize(
     line* y,                    # OUT
     const line* x, const line* high, const line* low, const line* scale, const line* shift,
     Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t y_stride, Py_ssize_t x_stride,
-    bint rectify, bint past_cache,
+    bint rectify, Order order,
 ) noexcept nogil:
-    """y = ((x - high) - low) * scale + shift, then ReLU if asked."""
+    """Every column for itself, or row by row, past the cache if asked."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, b, z
-    for k in range(n_lines):
-        h = high[k]
-        lo = low[k]
-        a = scale[k]
-        b = shift[k]
+    cdef line h, lo, a, b
+    if order == DOWN_THE_LINES:
+        for k in range(n_lines):
+            h = high[k]
+            lo = low[k]
+            a = scale[k]
+            b = shift[k]
+            for i in range(n_rows):
+                below(y, i * y_stride)[k] = normalized(below(x, i * x_stride)[k], h, lo, a, b, rectify)
+    elif order == ROW_BY_ROW:
         for i in range(n_rows):
-            z = fma_line((below(x, i * x_stride)[k] - h) - lo, a, b)
-            if rectify:
-                z = relu_line(z)
-            store_line(below(y, i * y_stride) + k, z, past_cache)
+            for k in range(n_lines):
+                y[k] = normalized(x[k], high[k], low[k], scale[k], shift[k], rectify)
+            y = below(y, y_stride)
+            x = below(x, x_stride)
+    else:
+        for i in range(n_rows):
+            for k in range(n_lines):
+                stream_line(y + k, normalized(x[k], high[k], low[k], scale[k], shift[k], rectify))
+            y = below(y, y_stride)
+            x = below(x, x_stride)
 
 
 cdef inline void gradient_sums(
@@ -205,28 +227,56 @@ cdef inline void gradient_sums(
         total_xhat[k] = total_xhat[k] + even_xhat if add else even_xhat
 
 
+cdef inline line gradient_in(
+    line dy, line x, line high, line low, line scale, line shift, line mean_dz, line slope, bint rectify,
+) noexcept nogil:
+    """dx = scale * ((dz - mean_dz) - (x - mean) * slope), dz as in gradient_sums."""
+    cdef line centred = (x - high) - low
+    if rectify:
+        dy = mask_line(dy, fma_line(centred, scale, shift))
+    return scale * fma_line(-centred, slope, dy - mean_dz)
+
+
 cdef inline void input_gradient(
     line* dx,                   # OUT
     const line* dy, const line* x, const line* high, const line* low,
     const line* scale, const line* shift, const line* mean_dz, const line* slope,
     Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
-    bint rectify, bint past_cache,
+    bint rectify, Order order,
 ) noexcept nogil:
-    """dx = scale * ((dz - mean_dz) - (x - mean) * slope), dz as in gradient_sums."""
+    """The gradient with respect to x, in the orders of normalize."""
     cdef Py_ssize_t i, k
-    cdef line h, lo, a, m, s, dz, centred
-    for k in range(n_lines):
-        h = high[k]
-        lo = low[k]
-        a = scale[k]
-        m = mean_dz[k]
-        s = slope[k]
+    cdef line h, lo, a, b, m, s
+    if order == DOWN_THE_LINES:
+        for k in range(n_lines):
+            h = high[k]
+            lo = low[k]
+            a = scale[k]
+            b = shift[k]
+            m = mean_dz[k]
+            s = slope[k]
+            for i in range(n_rows):
+                below(dx, i * dx_stride)[k] = gradient_in(
+                    below(dy, i * dy_stride)[k], below(x, i * x_stride)[k], h, lo, a, b, m, s, rectify
+                )
+    elif order == ROW_BY_ROW:
         for i in range(n_rows):
-            dz = below(dy, i * dy_stride)[k]
-            centred = (below(x, i * x_stride)[k] - h) - lo
-            if rectify:
-                dz = mask_line(dz, fma_line(centred, a, shift[k]))
-            store_line(below(dx, i * dx_stride) + k, a * fma_line(-centred, s, dz - m), past_cache)
+            for k in range(n_lines):
+                dx[k] = gradient_in(
+                    dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
+                )
+            dx = below(dx, dx_stride)
+            dy = below(dy, dy_stride)
+            x = below(x, x_stride)
+    else:
+        for i in range(n_rows):
+            for k in range(n_lines):
+                stream_line(dx + k, gradient_in(
+                    dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
+                ))
+            dx = below(dx, dx_stride)
+            dy = below(dy, dy_stride)
+            x = below(x, x_stride)
 
 
 cdef inline void weighted_input_gradient(
@@ -270,9 +320,9 @@ cdef inline double total_weight(const double* weights, Py_ssize_t n_rows) noexce
     return total
 
 
-cdef inline Py_ssize_t rows_in_lane(Py_ssize_t n_rows, Py_ssize_t lane) noexcept nogil:
+cdef inline Py_ssize_t rows_in_lane(Py_ssize_t n_rows, Py_ssize_t lane, Py_ssize_t strip) noexcept nogil:
     """Rows of a strip that fall to a lane, if so many rows are left."""
-    return max(<Py_ssize_t> 0, min(<Py_ssize_t> STRIP, (n_rows - lane + LANES - 1) // LANES))
+    return max(<Py_ssize_t> 0, min(strip, (n_rows - lane + LANES - 1) // LANES))
 
 
 cdef inline void add_lanes(
@@ -305,7 +355,7 @@ cdef inline void run_sums(
         for i in range(n_rows, n_full * LANES):
             filled[i] = <floating> pivot
         x = filled
-    for i from 0 <= i < n_full by 4:  # STRIP
+    for i from 0 <= i < n_full by 8:  # STRIP
         sums_of_deviations(
             lanes, squared_lanes, x + i * LANES, pivots, min(<Py_ssize_t> STRIP, n_full - i), LANES, LANES, i > 0
         )
@@ -335,9 +385,9 @@ cdef inline void block_sums(
         for j in range(columns):
             run_sums(sums + j, squares + j, x + j * stride, pivot[j], n_rows)
     else:
-        for first from 0 <= first < n_rows by 64:  # STRIP * LANES
+        for first from 0 <= first < n_rows by 128:  # STRIP * LANES
             for lane in range(LANES):
-                n_in_lane = rows_in_lane(n_rows - first, lane)
+                n_in_lane = rows_in_lane(n_rows - first, lane, STRIP)
                 if weights == NULL:
                     sums_of_deviations(
                         lanes + lane * columns, squared_lanes + lane * columns, x + (first + lane) * stride, pivot,
@@ -420,7 +470,7 @@ cdef inline void normalize_tile(
     floating* y,                # OUT (n_rows, columns) by y_stride, whole lines
     const floating* x,          # IN  (n_rows, columns) by x_stride, whole lines
     const floating* factors, Py_ssize_t pitch,  # IN  (SHIFT + 1, columns) by pitch
-    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint rectify, bint past_cache,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint rectify, Order order,
 ) noexcept nogil:
     if floating is float:
         normalize(
@@ -428,7 +478,7 @@ cdef inline void normalize_tile(
             <const float_line*> (factors + HIGH * pitch), <const float_line*> (factors + LOW * pitch),
             <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const float_line*> x, columns),
-            y_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
+            y_stride * sizeof(float), x_stride * sizeof(float), rectify, order,
         )
     else:
         normalize(
@@ -436,7 +486,7 @@ cdef inline void normalize_tile(
             <const double_line*> (factors + HIGH * pitch), <const double_line*> (factors + LOW * pitch),
             <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
             n_rows, count_lines(<const double_line*> x, columns),
-            y_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
+            y_stride * sizeof(double), x_stride * sizeof(double), rectify, order,
         )
 
 
@@ -472,7 +522,7 @@ cdef inline void input_gradient_of_tile(
     const floating* factors, Py_ssize_t pitch,  # IN  (N_FACTORS, columns) by pitch
     const double* weights, double share,        # IN  (n_rows,); NULL: ones; 1 / sum of the weights
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t dx_stride, Py_ssize_t dy_stride, Py_ssize_t x_stride,
-    bint rectify, bint past_cache,
+    bint rectify, Order order,
 ) noexcept nogil:
     if floating is float:
         if weights != NULL:
@@ -491,7 +541,7 @@ cdef inline void input_gradient_of_tile(
                 <const float_line*> (factors + SCALE * pitch), <const float_line*> (factors + SHIFT * pitch),
                 <const float_line*> (factors + MEAN_DZ * pitch), <const float_line*> (factors + SLOPE * pitch),
                 n_rows, count_lines(<const float_line*> x, columns),
-                dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify, past_cache,
+                dx_stride * sizeof(float), dy_stride * sizeof(float), x_stride * sizeof(float), rectify, order,
             )
     elif weights != NULL:
         weighted_input_gradient(
@@ -509,7 +559,7 @@ cdef inline void input_gradient_of_tile(
             <const double_line*> (factors + SCALE * pitch), <const double_line*> (factors + SHIFT * pitch),
             <const double_line*> (factors + MEAN_DZ * pitch), <const double_line*> (factors + SLOPE * pitch),
             n_rows, count_lines(<const double_line*> x, columns),
-            dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify, past_cache,
+            dx_stride * sizeof(double), dy_stride * sizeof(double), x_stride * sizeof(double), rectify, order,
         )
 
 
@@ -570,7 +620,7 @@ cdef inline double batch_norm_forward(
                 statistics[first + j] = mean[j] + correction[j]
                 statistics[stride + first + j] = square[j]
         normalize_tile(
-            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, False
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, DOWN_THE_LINES
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)
@@ -621,7 +671,7 @@ cdef inline void batch_norm_backward(
         if dx != NULL:
             input_gradient_of_tile(
                 dx + first, dz + first, x + first, <const floating*> factors, TILE, weights, share, n_rows, columns,
-                stride, stride, stride, False, False,
+                stride, stride, stride, False, DOWN_THE_LINES,
             )
 
 
@@ -651,7 +701,7 @@ cdef inline void batch_norm_forward_eval(
             for j in range(columns):
                 factors[SHIFT * TILE + j] = beta[first + j]
         normalize_tile(
-            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, False
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, DOWN_THE_LINES
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)

@@ -98,22 +98,16 @@ static inline double_line skbn_widen_float(const float *x) {
     return __builtin_convertvector(*(const float_half *) x, double_line);
 #endif
 }
-/* Store past the cache, on a 16-byte boundary: what will not be read soon need not be read first either. Numbers that
- * follow each other must be stored one after the other, for the processor to make whole cache lines of them. */
-#if defined(__SSE2__)
-static inline void skbn_stream(float *y, const void *line) {
-    for (size_t i = 0; i < SKBN_LINE_BYTES / 16; i++) _mm_stream_ps(y + 4 * i, ((const __m128 *) line)[i]);
-}
-static inline void skbn_stream_float(float_line *y, float_line z) {
+/* Store past the cache, on a boundary of a line: what will not be read soon need not be read first either. */
 #if defined(__AVX512F__)
-    if ((size_t) y % 64 == 0) {
-        _mm512_stream_ps((float *) y, (__m512) z);
-        return;
-    }
-#endif
-    skbn_stream((float *) y, &z);
-}
-static inline void skbn_stream_double(double_line *y, double_line z) { skbn_stream_float((float_line *) y, (float_line) z); }
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm512_stream_ps((float *) y, (__m512) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm512_stream_pd((double *) y, (__m512d) z); }
+#elif defined(__AVX__)
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm256_stream_ps((float *) y, (__m256) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm256_stream_pd((double *) y, (__m256d) z); }
+#elif defined(__SSE2__)
+static inline void skbn_stream_float(float_line *y, float_line z) { _mm_stream_ps((float *) y, (__m128) z); }
+static inline void skbn_stream_double(double_line *y, double_line z) { _mm_stream_pd((double *) y, (__m128d) z); }
 #else
 static inline void skbn_stream_float(float_line *y, float_line z) { *y = z; }
 static inline void skbn_stream_double(double_line *y, double_line z) { *y = z; }
@@ -141,11 +135,6 @@ static inline double_line skbn_widen_double(const double *x) { return *(const do
 static inline void skbn_stream_end(void) {
 #if defined(__SSE2__)
     _mm_sfence();
-#endif
-}
-static inline void skbn_prefetch(const void *x) {
-#if defined(__GNUC__)
-    __builtin_prefetch(x, 0, 2); /* for reading, into the second level */
 #endif
 }
 

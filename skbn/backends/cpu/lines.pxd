@@ -23,7 +23,6 @@ cdef extern from "cpu/lines.h" nogil:
     void stream_float "skbn_stream_float"(float_line* y, float_line z) noexcept
     void stream_double "skbn_stream_double"(double_line* y, double_line z) noexcept
     void stream_end "skbn_stream_end"() noexcept
-    void prefetch "skbn_prefetch"(const void* x) noexcept
     void transpose_float "skbn_transpose_float"(
         float* out, Py_ssize_t out_stride, const float* x, Py_ssize_t stride
     ) noexcept
@@ -67,14 +66,12 @@ cdef inline line* below(const line* row, Py_ssize_t n_bytes) noexcept nogil:
     return <line*> (<char*> row + n_bytes)
 
 
-cdef inline void store_line(line* y, line z, bint past_cache) noexcept nogil:
-    if past_cache:
-        if line is float_line:
-            stream_float(y, z)
-        else:
-            stream_double(y, z)
+cdef inline void stream_line(line* y, line z) noexcept nogil:
+    """Store past the cache, on a 64-byte boundary."""
+    if line is float_line:
+        stream_float(y, z)
     else:
-        y[0] = z
+        stream_double(y, z)
 
 
 cdef inline line splat_item(const line* row, Py_ssize_t k) noexcept nogil:
