@@ -80,6 +80,7 @@ from skbn.backends.records cimport (
 from skbn.backends.cpu.threads import n_threads
 
 cdef enum:
+    GROUP = 8  # rows that an elementwise kernel goes down at a time
     PARALLEL_NUMBERS = 400_000  # below, a parallel region costs more than it saves
     CACHE_BYTES = 512 * 1024  # columns of a tile that stay in the cache of a core between passes
     STREAM_BYTES = 32 * 1024 * 1024  # larger results would only push out of the cache what is still needed
@@ -109,7 +110,7 @@ cdef struct Task:
     Py_ssize_t n_panels, panel                  # the same for elementwise passes
     bint tiles_first            # whether the blocks of a tile are neighbours in memory rather than the tiles of a block
     bint ignore_nan
-    bint past_cache
+    Order order                 # of elementwise passes
     int threads
     const double* weights       # one a sample; NULL: ones
     Py_ssize_t rows_per_sample
@@ -382,19 +383,20 @@ cdef inline void deactivate(
 # Elementwise passes.
 
 
-cdef inline Order order_of(bint past_cache, const floating* y, Py_ssize_t stride) noexcept nogil:
-    if past_cache and <size_t> y % 64 == 0 and stride * sizeof(floating) % 64 == 0:
-        return STREAMING
-    return ROW_BY_ROW
+cdef inline Order order_for(const floating* y, Py_ssize_t stride, Order wanted) noexcept nogil:
+    """Past the cache only if that was wanted and y lies on the boundaries of lines."""
+    if wanted == STREAMING and (<size_t> y % 64 or stride * sizeof(floating) % 64):
+        return ROW_BY_ROW
+    return wanted
 
 
 cdef inline void normalize_run(
-    floating* y, const floating* x, const floating* factors, Py_ssize_t n_rows, bint rectify, bint past_cache,
+    floating* y, const floating* x, const floating* factors, Py_ssize_t n_rows, bint rectify, Order order,
 ) noexcept nogil:
     """One column of a block, number after number: a matrix of LANES columns with the same factors."""
     cdef floating room[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
-    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, order_of(past_cache, <const floating*> y, LANES))
+    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, order_for(<const floating*> y, LANES, order))
     if rest:
         memset(room, 0, sizeof(room))
         memcpy(room, x + full * LANES, rest * sizeof(floating))
@@ -404,7 +406,7 @@ cdef inline void normalize_run(
 
 cdef void normalize_block(
     floating* y, const floating* x, const floating* factors, Py_ssize_t pitch, int activation, Lie lie,
-    Py_ssize_t n_rows, Py_ssize_t n_columns, Py_ssize_t y_stride, Py_ssize_t x_stride, bint past_cache,
+    Py_ssize_t n_rows, Py_ssize_t n_columns, Py_ssize_t y_stride, Py_ssize_t x_stride, Order order,
 ) noexcept nogil:
     cdef floating one[N_FACTORS * LANES]
     cdef bint rectify = activation == SKBN_RELU
@@ -412,7 +414,7 @@ cdef void normalize_block(
     if lie == ACROSS:
         normalize_tile(
             y, x, factors, pitch, n_rows, whole_lines(n_columns), y_stride, x_stride, rectify,
-            order_of(past_cache, <const floating*> y, y_stride),
+            order_for(<const floating*> y, y_stride, order),
         )
         if not is_fused(activation):
             for i in range(n_rows):
@@ -420,7 +422,7 @@ cdef void normalize_block(
     else:
         for j in range(n_columns):
             splat_factors(one, factors + j, pitch)
-            normalize_run(y + j * y_stride, x + j * x_stride, <const floating*> one, n_rows, rectify, past_cache)
+            normalize_run(y + j * y_stride, x + j * x_stride, <const floating*> one, n_rows, rectify, order)
             if not is_fused(activation):
                 activate(y + j * y_stride, activation, n_rows)
 
@@ -438,7 +440,7 @@ cdef void normalize_patch(
     y = patch(&y_stride, scratch, &task.y, &task.shape, lie, first_row, n_rows, first, n_columns, False)
     normalize_block(
         y, x, factors, task.pitch, task.activation, lie, n_rows, n_columns, y_stride, x_stride,
-        task.past_cache and y != scratch,
+        task.order if y != scratch else DOWN_THE_LINES,
     )
     put_back(
         <const floating*> y, <const floating*> scratch, &task.y, &task.shape, lie,
@@ -465,7 +467,7 @@ cdef const floating* gradient_behind(
     if is_fused(task.activation):
         return dy
     stride[0] = TILE if lie == ACROSS else BLOCK_ROWS
-    normalize_block(dz, x, factors, task.pitch, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, False)
+    normalize_block(dz, x, factors, task.pitch, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, DOWN_THE_LINES)
     for i in range(n_runs):
         deactivate(
             dz + i * stride[0], dy + i * dy_stride, task.activation,
@@ -573,14 +575,14 @@ cdef void merge_gradients(Task* task, const floating* kind, Py_ssize_t first, Py
 
 cdef inline void input_gradient_of_run(
     floating* dx, const floating* dy, const floating* x, const floating* factors, Py_ssize_t n_rows,
-    bint rectify, bint past_cache,
+    bint rectify, Order order,
 ) noexcept nogil:
     cdef floating room_dy[LANES]
     cdef floating room_x[LANES]
     cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
     input_gradient_of_tile(
         dx, dy, x, factors, LANES, NULL, 0, full, LANES, LANES, LANES, LANES, rectify,
-        order_of(past_cache, <const floating*> dx, LANES),
+        order_for(<const floating*> dx, LANES, order),
     )
     if rest:
         memset(room_dy, 0, sizeof(room_dy))
@@ -597,9 +599,10 @@ cdef inline void input_gradient_of_run(
 cdef void input_gradient_of_patch(
     const Task* task, floating* scratch, Lie lie, Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, j
+    cdef Py_ssize_t first_row = block * BLOCK_ROWS, x_stride, dy_stride, dx_stride, i, j, step
     cdef Py_ssize_t n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - first_row)
-    cdef bint rectify = task.activation == SKBN_RELU, past_cache = task.past_cache
+    cdef bint rectify = task.activation == SKBN_RELU
+    cdef Order order
     cdef const floating* factors = factors_from(<const floating*> scratch, task, first)
     cdef floating one[N_FACTORS * LANES]
     cdef double room[BLOCK_ROWS]
@@ -613,18 +616,22 @@ cdef void input_gradient_of_patch(
     )
     scratch += 3 * PATCH
     dx = patch(&dx_stride, scratch, &task.y, &task.shape, lie, first_row, n_rows, first, n_columns, False)
-    past_cache = past_cache and dx != scratch
+    order = task.order if dx != scratch else DOWN_THE_LINES
     if lie == ACROSS:
-        input_gradient_of_tile(
-            dx, dy, x, factors, task.pitch, weights, task.share, n_rows, whole_lines(n_columns),
-            dx_stride, dy_stride, x_stride, rectify, order_of(past_cache, <const floating*> dx, dx_stride),
-        )
+        order = order_for(<const floating*> dx, dx_stride, order)
+        step = GROUP if order == DOWN_THE_LINES else n_rows
+        for i from 0 <= i < n_rows by step:
+            input_gradient_of_tile(
+                dx + i * dx_stride, dy + i * dy_stride, x + i * x_stride, factors, task.pitch,
+                weights + i if weights != NULL else NULL, task.share, min(step, n_rows - i), whole_lines(n_columns),
+                dx_stride, dy_stride, x_stride, rectify, order,
+            )
     else:
         for j in range(n_columns):
             splat_factors(one, factors + j, task.pitch)
             input_gradient_of_run(
                 dx + j * dx_stride, dy + j * dy_stride, x + j * x_stride, <const floating*> one, n_rows,
-                rectify, past_cache,
+                rectify, order,
             )
     put_back(
         <const floating*> dx, <const floating*> scratch, &task.y, &task.shape, lie,
@@ -714,7 +721,7 @@ cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units
             do_unit(
                 task, scratch + threadid() * N_PATCHES * PATCH, task.rooms + threadid() * N_ROOMS * WIDE_TILE, what, unit
             )
-    if task.past_cache:
+    if task.order == STREAMING:
         stream_end()
 
 
@@ -877,9 +884,11 @@ cdef class Call:
                     )
         task.n_blocks = (shape.n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
         task.tiles_first = innermost(task.x.row_strides, shape.n_row_axes) == 1
-        task.past_cache = y is not None and y.nbytes >= STREAM_BYTES and not any(
-            other is not None and np.may_share_memory(y, other) for other in (x, dy)
-        )
+        task.order = ROW_BY_ROW
+        if y is not None and y.nbytes >= STREAM_BYTES and not (
+            np.may_share_memory(y, x) or dy is not None and np.may_share_memory(y, dy)
+        ):
+            task.order = STREAMING
         task.threads = 1
         if shape.n_rows * shape.n_columns >= PARALLEL_NUMBERS:
             task.threads = n_threads()
@@ -913,6 +922,8 @@ cdef class Call:
         self.in_cache = shape.n_rows * task.tile * size * n_read <= CACHE_BYTES and (
             task.threads == 1 or task.n_tiles >= task.threads
         )
+        if self.in_cache:
+            task.order = DOWN_THE_LINES
         self.has_scratch = not (in_place and shape.n_columns % LANES == 0)
 
     cdef double* parameter(self, object array) except? NULL:
