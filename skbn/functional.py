@@ -31,7 +31,7 @@ class BatchNormSaved:
     Attributes
     ----------
     x : ndarray
-        The input itself, not a copy.
+        The input itself; a copy only where it had to be converted, or where no axis is contiguous.
     gamma, beta : ndarray of float64 or None
         Scale and shift, in the shape of the axes kept.
     mean, var : ndarray of float64
@@ -136,7 +136,7 @@ def batch_norm(
         reduced.
     out : ndarray, default=None
         Where to write the result: an array of the shape and type of x that shares no memory with
-        it (backward reads x again).
+        it (backward reads x again). After an error what it holds is undefined.
 
     Returns
     -------
@@ -179,6 +179,7 @@ def batch_norm(
     y = _output(out, x)
     if out is not None and np.may_share_memory(out, x):
         raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
+    x = _packed(x)
     statistics = get_array_functions(None).batch_norm_forward(
         y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
     )
@@ -234,7 +235,7 @@ def batch_norm_backward(dy, saved, *, out=None):
     if dy.shape != x.shape:
         raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
     dx = _output(out, x)
-    target = dx
+    dy, target = _packed(dy), dx
     if out is not None and (_overlaps_shifted(out, x) or _overlaps_shifted(out, dy)):
         target = empty_like(x)
     sums = get_array_functions(None).batch_norm_backward(
@@ -332,6 +333,19 @@ def _numbers(x, name, dtype=None):
     if x.dtype != dtype or not x.flags.aligned:
         x = x.astype(dtype)
     return x
+
+
+def _packed(x):
+    """Return x, or a copy without gaps where no axis is contiguous.
+
+    Kernels would have to collect the numbers anew in each of their passes.
+    """
+    strides = [abs(stride) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
+    if min(strides, default=0) <= x.itemsize:
+        return x
+    packed = empty_like(x)
+    packed[...] = x
+    return packed
 
 
 def _array_and_axes(x, axis, may_be_empty=False):

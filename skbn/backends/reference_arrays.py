@@ -51,12 +51,13 @@ def moments(x, axes, weights=None, ignore_nan=False):
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         share = share / total
         pivot = np.take_along_axis(rows, np.argmax(share > 0, axis=0)[None], axis=0)[0]
-        mean = pivot + (share * (rows - pivot)).sum(axis=0)
+        rows = rows - pivot  # the mean as a whole would have no digits left for its distance
+        mean = (share * rows).sum(axis=0)
         correction = (share * (rows - mean)).sum(axis=0)
         var = np.maximum((share * (rows - mean) ** 2).sum(axis=0) - correction**2, 0)
         mean = mean + correction
-        high = mean.astype(np.float64)
-        return np.stack([total, high, mean - high, var]).astype(np.float64)
+        high = (pivot + mean).astype(np.float64)
+        return np.stack([total, high, (pivot - high) + mean, var]).astype(np.float64)
 
 
 def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=None):

@@ -22,7 +22,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.math cimport NAN
+from libc.math cimport NAN, fabs
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -91,10 +91,10 @@ cdef enum:
     N_ROOMS = 4 + 3 * LANES  # sums in scratch for a column of a tile
 
 cdef enum What:  # what a pass does with a unit: a block by a tile, or a whole tile
+    START
     MOMENTS
     MERGE_MOMENTS
     NORMALIZE
-    START_GRADIENTS
     SUM_GRADIENTS
     MERGE_GRADIENTS
     INPUT_GRADIENT
@@ -108,7 +108,7 @@ cdef struct Task:
     Operand y                   # what is written: y or dx
     Py_ssize_t n_blocks, n_tiles, tile          # columns of a tile
     Py_ssize_t n_panels, panel                  # the same for elementwise passes
-    bint tiles_first            # whether the blocks of a tile are neighbours in memory rather than the tiles of a block
+    bint rows_are_near          # nearer to each other than columns: blocks of a tile before tiles of a block
     bint ignore_nan
     Order order                 # of elementwise passes
     int threads
@@ -132,6 +132,7 @@ cdef struct Task:
     const double* beta          # NULL: zeros
     double epsilon
     int activation
+    bint needs_double           # OUT a factor is out of the range of float32, or nearly so
 
 
 # Patches: where the numbers of a block by some columns are, or a copy of them.
@@ -179,13 +180,14 @@ cdef inline void put_back(
 cdef inline Py_ssize_t columns_across(const Task* task, Py_ssize_t n_columns) noexcept nogil:
     """How many of a tile's columns are taken side by side; the rest is taken column by column.
 
-    Weights go with the rows, so with weights all are, filled up to whole lines.
+    Those that are nearer to each other in memory than the rows are, as far as they fill whole lines. Weights go with
+    the rows, so with weights all are, filled up to whole lines.
     """
     if task.weights != NULL:
         return n_columns
-    if innermost(task.x.column_strides, task.shape.n_column_axes) == 1:
-        return n_columns // LANES * LANES
-    return 0
+    if task.rows_are_near:
+        return 0
+    return n_columns // LANES * LANES
 
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t n_columns) noexcept nogil:
@@ -322,6 +324,11 @@ cdef inline floating* factors_from(const floating* kind, const Task* task, Py_ss
     return <floating*> task.factors + first
 
 
+cdef inline bint is_extreme(float factor) noexcept nogil:
+    """Whether what it multiplies, or the product, may leave the range of float32 on the way."""
+    return factor != 0 and (fabs(factor) < 1e-30 or fabs(factor) > 1e30)
+
+
 cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
     """What normalizing some columns takes, from their mean and variance."""
     cdef floating* factors = factors_from(kind, task, first)
@@ -336,6 +343,10 @@ cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssi
     if task.beta != NULL:
         for j in range(n_columns):
             factors[SHIFT * task.pitch + j] = <floating> task.beta[first + j]
+    if floating is float:
+        for j in range(n_columns):
+            if is_extreme(factors[INV_STD * task.pitch + j]) or is_extreme(factors[SCALE * task.pitch + j]):
+                task.needs_double = True
 
 
 cdef inline void splat_factors(
@@ -675,7 +686,7 @@ cdef void do_tile(Task* task, floating* scratch, double* room, What what, Py_ssi
         find_origins(task, <const floating*> scratch, first, n_columns)
         for block in range(task.n_blocks):
             do_block(task, scratch, room, MOMENTS, block, first, n_columns)
-    if what == BACKWARD or what == START_GRADIENTS:
+    if what == START:
         set_factors(task, <const floating*> scratch, first, n_columns)
     if what == BACKWARD:
         for block in range(task.n_blocks):
@@ -701,7 +712,7 @@ cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssi
     cdef Py_ssize_t block, first
     if elementwise:  # from the end, where the pass before stopped
         unit = task.n_blocks * n_tiles - 1 - unit
-    if task.tiles_first:
+    if task.rows_are_near:
         block = unit % task.n_blocks
         first = unit // task.n_blocks * width
     else:
@@ -735,8 +746,17 @@ cdef void run_blocks(Task* task, floating* scratch, What what) noexcept nogil:
 
 
 cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) noexcept nogil:
-    """Moments, forward or backward: tile by tile where the columns stay in the cache, else pass by pass."""
-    if in_cache:
+    """FORWARD (without y: moments alone), BACKWARD or NORMALIZE, which takes statistics as given.
+
+    Tile by tile where the columns of a tile stay in the cache, else pass by pass.
+    """
+    if what == NORMALIZE or what == BACKWARD:
+        run_tiles(task, scratch, START)
+        if task.needs_double:  # before anything is written: y may be x
+            return
+    if what == NORMALIZE:
+        run_blocks(task, scratch, NORMALIZE)
+    elif in_cache:
         run_tiles(task, scratch, what)
     elif what == FORWARD:
         find_origins(task, <const floating*> scratch, 0, task.shape.n_columns)
@@ -744,14 +764,10 @@ cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) no
         run_tiles(task, scratch, MERGE_MOMENTS)
         if task.y.data != NULL:
             run_blocks(task, scratch, NORMALIZE)
-    elif what == BACKWARD:
-        run_tiles(task, scratch, START_GRADIENTS)
+    else:
         run_blocks(task, scratch, SUM_GRADIENTS)
         run_tiles(task, scratch, MERGE_GRADIENTS)
         run_blocks(task, scratch, INPUT_GRADIENT)
-    else:
-        set_factors(task, <const floating*> scratch, 0, task.shape.n_columns)
-        run_blocks(task, scratch, NORMALIZE)
 
 
 # From Python.
@@ -883,7 +899,10 @@ cdef class Call:
                         shape.row_axes, shape.n_row_axes, length, row_strides, stride, n_operands
                     )
         task.n_blocks = (shape.n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-        task.tiles_first = innermost(task.x.row_strides, shape.n_row_axes) == 1
+        task.rows_are_near = shape.n_column_axes == 0 or shape.n_row_axes > 0 and (
+            abs(innermost(task.x.row_strides, shape.n_row_axes))
+            < abs(innermost(task.x.column_strides, shape.n_column_axes))
+        )
         task.order = ROW_BY_ROW
         if y is not None and y.nbytes >= STREAM_BYTES and not (
             np.may_share_memory(y, x) or dy is not None and np.may_share_memory(y, dy)
@@ -989,6 +1008,8 @@ def batch_norm_forward(y, x, axes, gamma, beta, double epsilon, int activation, 
     task.beta = call.parameter(beta)
     task.epsilon = epsilon
     call.run(FORWARD)
+    if task.needs_double:
+        batch_norm_forward_eval(y, x, axes, gamma, beta, *statistics[:3], epsilon, activation)
     return statistics
 
 
@@ -1004,6 +1025,10 @@ def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, double epsi
     task.beta = call.parameter(beta)
     task.epsilon = epsilon
     call.run(NORMALIZE)
+    if task.needs_double:
+        wide = np.empty(x.shape)
+        batch_norm_forward_eval(wide, x.astype(np.float64), axes, gamma, beta, mean, low, var, epsilon, activation)
+        y[...] = wide
 
 
 def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation, weights=None):
@@ -1019,4 +1044,10 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation
     task.dgamma = call.parameter(sums[0])
     task.dbeta = call.parameter(sums[1])
     call.run(BACKWARD)
+    if task.needs_double:
+        wide = np.empty(x.shape)
+        sums = batch_norm_backward(
+            wide, dy.astype(np.float64), x.astype(np.float64), axes, gamma, beta, statistics, activation, weights
+        )
+        dx[...] = wide
     return sums

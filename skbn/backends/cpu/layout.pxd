@@ -98,6 +98,10 @@ cdef inline void copy_matrix(
         transpose(out, out_column, x, x_row, n_rows, n_columns)
     elif out_column == 1 and x_row == 1:
         transpose(out, out_row, x, x_column, n_columns, n_rows)
+    elif out_column == 1:
+        for i in range(n_rows):
+            for j in range(n_columns):
+                out[i * out_row + j] = x[i * x_row + j * x_column]
     elif out_row == 1:
         for j in range(n_columns):
             for i in range(n_rows):
