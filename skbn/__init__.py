@@ -9,6 +9,7 @@ from skbn._regressor import MLPRegressorBN
 from skbn._version import __version__
 
 __all__ = [
+    "BatchNormTransformer",
     "MLPClassifierBN",
     "MLPRegressorBN",
     "TrainingCurveDisplay",
@@ -24,6 +25,10 @@ def __getattr__(name):
         from skbn._display import TrainingCurveDisplay
 
         return TrainingCurveDisplay
+    if name == "BatchNormTransformer":
+        from skbn._transformer import BatchNormTransformer
+
+        return BatchNormTransformer
     if name == "functional":
         return import_module("skbn.functional")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import validate_data
 
 from skbn._losses import MultilabelLogLoss, log_loss
-from skbn._mlp import BaseMLPBN, readable_rows
+from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
     StrOptions,
     check_partial_fit_first_call,
@@ -449,7 +449,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         if not first_fit or incremental:
             self._check_known_classes(y)
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), self._validate_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
 
     def _weigh_classes(self, targets, weights, incremental):
         """Return the weights of the rows, times those of their classes."""

@@ -116,6 +116,26 @@ def readable_rows(X):
     return X if X.flags.aligned else X.copy()
 
 
+def validated_weights(sample_weight, X, name="sample_weight"):
+    """Return weights as float64, or None where there are none."""
+    if sample_weight is None:
+        return None
+    try:
+        weights = check_sample_weight(sample_weight, X, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(str(error).replace("sample_weight", name)) from error
+    if weights.min() < 0:
+        raise ValueError(f"Negative values in data passed to `{name}`.")
+    weights = np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)  # as kernels do
+    if not weights.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if not np.finfo(np.float64).tiny <= total < np.inf:
+        raise ValueError(f"{name} sums up to {total}, by which nothing can be divided.")
+    return weights
+
+
 @contextmanager
 def _unchanged_on_error(estimator):
     """Put everything back if the block raises, a RandomState of the user's too.
@@ -334,25 +354,6 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 raise ValueError(f"All sample weights of the {name} set are zero.")
         return data, validation
 
-    def _validate_weights(self, sample_weight, X, name="sample_weight"):
-        """Return weights as float64, or None where there are none."""
-        if sample_weight is None:
-            return None
-        try:
-            weights = check_sample_weight(sample_weight, X, dtype=np.float64)
-        except ValueError as error:
-            raise ValueError(str(error).replace("sample_weight", name)) from error
-        if weights.min() < 0:
-            raise ValueError(f"Negative values in data passed to `{name}`.")
-        weights = np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)  # as kernels do
-        if not weights.any():
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        with np.errstate(over="ignore"):
-            total = weights.sum()
-        if not np.finfo(np.float64).tiny <= total < np.inf:
-            raise ValueError(f"{name} sums up to {total}, by which nothing can be divided.")
-        return weights
-
     def _validate_validation_data(self, X_val, y_val, sample_weight_val, dtype):
         if (X_val is None) != (y_val is None):
             given, missing = ("X_val", "y_val") if y_val is None else ("y_val", "X_val")
@@ -373,7 +374,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 "Found input variables with inconsistent numbers of samples: X_val has "
                 f"{X_val.shape[0]}, y_val has {len(targets)}."
             )
-        weights = self._validate_weights(sample_weight_val, X_val, "sample_weight_val")
+        weights = validated_weights(sample_weight_val, X_val, "sample_weight_val")
         return Rows(X_val, targets, weights, np.arange(X_val.shape[0], dtype=np.intp))
 
     def _scorer(self, validation):

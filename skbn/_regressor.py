@@ -10,7 +10,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
 from skbn._losses import REGRESSION_LOSSES, RegressionLoss
-from skbn._mlp import BaseMLPBN, readable_rows
+from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
     StrOptions,
     fit_context,
@@ -414,7 +414,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         if first_fit:
             self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), self._validate_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
 
     def _targets(self, y, dtype, name="y"):
         """Return targets of the network's type, one column an output."""

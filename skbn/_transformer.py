@@ -1,0 +1,488 @@
+"""Batch normalization as a transformer: StandardScaler with the parameters of a batch norm."""
+# SPDX-License-Identifier: BSD-3-Clause
+
+from math import prod
+from numbers import Integral, Real
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import assert_all_finite, check_array
+from sklearn.utils.sparsefuncs import inplace_column_scale
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skbn._mlp import readable_rows, validated_weights
+from skbn._sklearn_compat import Interval, StrOptions, fit_context
+from skbn.backends import get_array_functions
+from skbn.backends.memory import empty_like
+from skbn.backends.records import Activation
+
+# Statistics are rows of an array: mean, var, and of each what float64 rounds off. Without the
+# second parts the rounding of a million updates would add up, and a mean a hundred million
+# standard deviations away would be good to eight digits of one.
+
+
+class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Batch normalization of data: ``(X - mean) / sqrt(var + epsilon) * gamma + beta``.
+
+    With ``epsilon=0`` it is scikit-learn's StandardScaler; with the defaults Keras's Normalization
+    layer, and with a float as momentum the statistics of its BatchNormalization. Statistics are
+    float64, exact in any chunks and far from zero; NaN is ignored in fit and kept in transform.
+
+    Parameters
+    ----------
+    momentum : float or None, default=None
+        How calls of `partial_fit` are averaged. None: every row counts the same, however rows were
+        chunked. A float in [0, 1): the moving average of the batches' means and variances, of which
+        each call retains this fraction. It is bias-corrected: batch t enters it with share
+        ``(1 - momentum) / (1 - momentum**t)``.
+
+    epsilon : float, default=1e-3
+        Added to the variance; 0 or more. With 0, a feature without variance becomes beta.
+
+    gamma : float, array-like of shape (n_features,) or None, default=None
+        Standard deviation of the output (but for epsilon). None: 1.
+
+    beta : float, array-like of shape (n_features,) or None, default=None
+        Mean of the output. None: 0. Needs `with_mean`.
+
+    axis : int or tuple of int, default=-1
+        The axis or axes that keep their own statistics, as in Keras; all others are reduced. X may
+        have more than two axes; the first holds the samples and is always reduced.
+
+    with_mean : bool, default=True
+        Whether to center. Sparse X cannot be centered without becoming dense, and needs False.
+
+    copy : bool, default=True
+        If False, transform in place where X has the right type and layout.
+
+    device : {None, "cpu", "cuda"}, default=None
+        Where to compute. None: where X lies. "cuda" is not implemented yet.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (n_features,)
+        Mean of each feature. In this and the next two, several axes kept are as many dimensions.
+
+    var_ : ndarray of shape (n_features,)
+        Biased variance of each feature.
+
+    scale_ : ndarray of shape (n_features,)
+        ``sqrt(var_ + epsilon)``, by which `transform` divides; where it is 0, the result is beta.
+
+    n_samples_seen_ : int, float or ndarray of shape (n_features,)
+        Number of values behind the statistics, those that are NaN not counted: an array if it
+        differs between features. With weights, their sum.
+
+    n_batches_seen_ : int or ndarray of shape (n_features,)
+        Number of batches behind the statistics. A batch in which a feature is all NaN is none.
+
+    n_features_in_ : int
+        Number of features: of entries that the axes kept have.
+
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the features, if X in `fit` was a frame whose columns have strings as names.
+
+    See Also
+    --------
+    skbn.functional.batch_norm : Batch normalization of arrays, with gradients.
+    sklearn.preprocessing.StandardScaler : The same without epsilon, gamma, beta and axis.
+
+    Notes
+    -----
+    Chunks are merged as (n, mean, variance) [1]_. Without centering, a feature without variance
+    becomes 0 with ``epsilon=0``; StandardScaler leaves it as it is.
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm
+       for Computing Sample Variances", Stanford University, 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn import BatchNormTransformer
+    >>> X = np.array([[1.0, 10.0], [2.0, 10.0], [3.0, 10.0]])
+    >>> norm = BatchNormTransformer(epsilon=0.0).fit(X)
+    >>> norm.transform(X)
+    array([[-1.22474487,  0.        ],
+           [ 0.        ,  0.        ],
+           [ 1.22474487,  0.        ]])
+    >>> norm.partial_fit([[6.0, 14.0]]).mean_
+    array([ 3., 11.])
+    """
+
+    _parameter_constraints: dict = {
+        "momentum": [Interval(Real, 0, 1, closed="left"), None],
+        "epsilon": [Interval(Real, 0, np.inf, closed="left")],
+        "gamma": [Real, "array-like", None],
+        "beta": [Real, "array-like", None],
+        "axis": [Integral, tuple, list],
+        "with_mean": ["boolean"],
+        "copy": ["boolean"],
+        "device": [StrOptions({"cpu", "cuda"}), None],
+    }
+
+    def __init__(
+        self,
+        *,
+        momentum=None,
+        epsilon=1e-3,
+        gamma=None,
+        beta=None,
+        axis=-1,
+        with_mean=True,
+        copy=True,
+        device=None,
+    ):
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.gamma = gamma
+        self.beta = beta
+        self.axis = axis
+        self.with_mean = with_mean
+        self.copy = copy
+        self.device = device
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, sample_weight=None):
+        """Compute mean and variance of X, to be used by `transform`.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or with more axes
+            Data to take the statistics of.
+
+        y : None
+            Ignored.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            A sample of weight w counts as w samples.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+        """
+        return self._take_in(X, sample_weight, reset=True)
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Take one more batch into mean and variance.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or with more axes
+            Data to take the statistics of.
+
+        y : None
+            Ignored.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            A sample of weight w counts as w samples.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+        """
+        is_first = not hasattr(self, "mean_")
+        if not is_first:
+            self._validate_params()  # scikit-learn does so before the first call only
+        return self._take_in(X, sample_weight, reset=is_first)
+
+    def transform(self, X, copy=None):
+        """Normalize X with the statistics that were fitted.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or with more axes
+            Data to normalize; NaN is kept.
+
+        copy : bool, default=None
+            Used in place of the parameter of this name, if given.
+
+        Returns
+        -------
+        X_tr : {ndarray, sparse matrix} of the shape of X
+            The result: float32 if X is, else float64.
+        """
+        check_is_fitted(self)
+        self._check_names(X, reset=False)
+        _, with_mean, epsilon, gamma, beta = self._fitted_with
+        centre = (self.mean_, self._lows[0]) if with_mean else np.zeros((2, *self.mean_.shape))
+        return self._normalize(X, copy, *centre, self.var_, epsilon, gamma, beta)
+
+    def inverse_transform(self, X, copy=None):
+        """Bring normalized data back to where they were.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or with more axes
+            Normalized data; NaN is kept.
+
+        copy : bool, default=None
+            Used in place of the parameter of this name, if given.
+
+        Returns
+        -------
+        X_original : {ndarray, sparse matrix} of the shape of X
+            The result: float32 if X is, else float64.
+
+        Raises
+        ------
+        ValueError
+            If gamma is 0 for any feature.
+        """
+        check_is_fitted(self)
+        _, with_mean, _, gamma, beta = self._fitted_with
+        if gamma is not None and not gamma.all():
+            raise ValueError("gamma is 0, so transform has made all values the same.")
+        zeros, ones = np.zeros_like(self.mean_), np.ones_like(self.mean_)
+        scale = self.scale_ if gamma is None else self.scale_ / gamma
+        mean = self.mean_ if with_mean else None
+        return self._normalize(
+            X, copy, zeros if beta is None else beta, zeros, ones, 0, scale, mean
+        )
+
+    def _take_in(self, X, sample_weight, reset):
+        """Set the statistics to those of X, or take X into them; on any error nothing changes."""
+        functions = get_array_functions(self.device)
+        if not reset:
+            self._check_names(X, reset=False)
+        # NaN and inf show in the statistics, which saves reading X twice.
+        shows = sample_weight is None and not issparse(X)
+        rows, axes = self._check_array(
+            X, self.axis, self.with_mean, reset, ensure_all_finite=False if shows else "allow-nan"
+        )
+        kept = tuple(rows.shape[axis] for axis in axes)
+        parameters = self._checked_parameters(kept)
+        weights = validated_weights(sample_weight, rows)
+        rows = readable_rows(rows)
+        if issparse(rows):
+            moments = _sparse_moments(rows, weights)
+        else:
+            moments = functions.moments(rows, axes, weights)
+            if not np.isfinite(moments).all():
+                self._check_finite(rows)
+                moments = functions.moments(rows, axes, weights, ignore_nan=True)
+        n, *batch = moments.reshape(4, *kept)
+        seen = n > 0
+        batch = np.stack([batch[0], batch[2], batch[1], np.zeros(kept)])
+        old, n_samples, n_batches = np.full_like(batch, np.nan), 0, 0
+        if not reset:
+            old = np.stack([self.mean_, self.var_, *self._lows])
+            n_samples, n_batches = self.n_samples_seen_, self.n_batches_seen_
+        n_batches = n_batches + seen.astype(np.int64)
+        if self.momentum is None:
+            statistics = _merged(n_samples, old, n, batch)
+        else:
+            statistics = _moving_average(old, batch, seen, n_batches, self.momentum)
+        if weights is None and np.asarray(n_samples).dtype.kind == "i":
+            n = n.astype(np.int64)
+        n_samples = n_samples + n
+        overflowed = np.argwhere((n_samples > 0) & ~np.isfinite(statistics).all(axis=0))
+        if overflowed.size:
+            raise ValueError(
+                "The variance of finite values overflows float64, first in feature "
+                f"{', '.join(map(str, overflowed[0]))}. Scale X down."
+            )
+        if reset:
+            self._check_names(X, reset=True)
+        self.n_features_in_ = prod(kept)
+        self.mean_, self.var_, *self._lows = statistics
+        self.scale_ = np.sqrt(self.var_ + self.epsilon)
+        self.n_samples_seen_ = _one_if_equal(n_samples)
+        self.n_batches_seen_ = _one_if_equal(n_batches)
+        self._fitted_with = parameters
+        return self
+
+    def _normalize(self, X, copy, mean, mean_low, var, epsilon, gamma, beta):
+        """Return X normalized; statistics are in the shape of the axes kept."""
+        axis, with_mean, *_ = self._fitted_with
+        copy = self.copy if copy is None else copy
+        X, axes = self._check_array(
+            *(X, axis, with_mean, False), ensure_all_finite="allow-nan", force_writeable=not copy
+        )
+        if issparse(X):
+            scale, gamma = np.sqrt(var + epsilon), 1.0 if gamma is None else gamma
+            X = X.copy() if copy else X
+            inplace_column_scale(X, np.divide(gamma, scale, np.zeros_like(scale), where=scale != 0))
+            return X
+        X = readable_rows(X)
+        y = empty_like(X) if copy else X
+        mean, mean_low, var, gamma, beta = (
+            None if value is None else value.reshape(-1)
+            for value in (mean, mean_low, var, gamma, beta)
+        )
+        get_array_functions(self.device).batch_norm_forward_eval(
+            y, X, axes, gamma, beta, mean, mean_low, var, epsilon, Activation.IDENTITY
+        )
+        return y
+
+    def _check_names(self, X, reset):
+        validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
+
+    def _check_finite(self, X):
+        assert_all_finite(X, allow_nan=True, estimator_name=type(self).__name__, input_name="X")
+
+    def _check_array(self, X, axis, with_mean, reset, **params):
+        """Return X as an array and the axes kept in ascending order, after all checks on them."""
+        X = check_array(
+            X,
+            accept_sparse=("csr", "csc"),
+            dtype=[np.float64, np.float32],
+            allow_nd=True,
+            estimator=self,
+            input_name="X",
+            **params,
+        )
+        name = type(self).__name__
+        axes = _axes_kept(axis, X.ndim)
+        kept = tuple(X.shape[axis] for axis in axes)
+        if not reset and prod(kept) != self.n_features_in_:
+            raise ValueError(
+                f"X has {prod(kept)} features, but {name} is expecting {self.n_features_in_} "
+                "features as input."
+            )
+        if not reset and kept != self.mean_.shape:
+            raise ValueError(
+                f"X has shape {X.shape}, of which axis={axis!r} keeps {kept}, but {name} is "
+                f"expecting {self.mean_.shape}."
+            )
+        if 0 in X.shape:
+            raise ValueError(
+                f"Found array with 0 value(s) (shape={X.shape}) while a minimum of 1 is required "
+                f"by {name}."
+            )
+        if issparse(X) and with_mean:
+            raise ValueError(
+                "Cannot center sparse matrices: pass `with_mean=False` instead. See docstring for "
+                "motivation and alternatives."
+            )
+        return X, axes
+
+    def _checked_parameters(self, kept):
+        """Return the parameters that transform needs, gamma and beta as arrays."""
+        if self.beta is not None and not self.with_mean:
+            raise ValueError("beta cannot be used with with_mean=False; use beta=None.")
+        gamma, beta = (self._per_feature(name, kept) for name in ("gamma", "beta"))
+        return self.axis, self.with_mean, float(self.epsilon), gamma, beta
+
+    def _per_feature(self, name, kept):
+        """Return gamma or beta in the shape of the axes kept; None stays None."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        value = check_array(
+            np.atleast_1d(value), dtype=np.float64, ensure_2d=False, allow_nd=True, input_name=name
+        )
+        if value.shape != kept and value.size != 1:
+            raise ValueError(f"{name} has shape {value.shape}, expected {kept}.")
+        return np.full(kept, value if value.shape == kept else value.item())
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = not self.with_mean
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _axes_kept(axis, ndim):
+    """Return the axes that keep their statistics in ascending order."""
+    given = axis if isinstance(axis, tuple | list) else (axis,)
+    for a in given:
+        if not isinstance(a, Integral) or not -ndim <= a < ndim:
+            raise np.exceptions.AxisError(a, ndim, "axis")
+    axes = tuple(sorted({a % ndim for a in given}))
+    if 0 in axes:
+        raise ValueError(f"axis={axis!r} keeps the first axis of X, which holds the samples.")
+    if not axes or len(axes) < len(given):
+        raise ValueError(f"axis={axis!r} must name one axis at least, and none twice.")
+    return axes
+
+
+def _one_if_equal(values):
+    first = values.flat[0]
+    return first if (values == first).all() else values
+
+
+# Statistics that nothing is behind are NaN, and may be averaged with a share of 0 / 0.
+_quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+
+
+@_quiet
+def _merged(n_old, old, n_new, new):
+    """Return the statistics of the values behind both together (Chan et al.)."""
+    n = n_old + n_new
+    return _average(n_old / n, old, n_new / n, new, is_one_sample=True)
+
+
+@_quiet
+def _moving_average(old, new, seen, n_batches, momentum):
+    """Return the bias-corrected moving average of n_batches, old where the new one has not seen."""
+    decay = momentum**n_batches
+    retained = np.where(seen, (momentum - decay) / (1 - decay), 1)
+    return _average(retained, old, np.where(seen, (1 - momentum) / (1 - decay), 0), new)
+
+
+def _average(retained, old, share, new, is_one_sample=False):
+    """Return ``retained * old + share * new`` of statistics in two parts; both shares sum up to 1.
+
+    Of one sample, var grows by that between the means. What has the smaller share is added to the
+    other, of which no digit is lost.
+    """
+    swap = share > retained
+    base, other = np.where(swap, new, old), np.where(swap, old, new)
+    part = np.where(swap, retained, share)
+    difference = other - base
+    mean, var = difference[:2] + difference[2:]
+    if is_one_sample:
+        var = var + (1 - part) * mean**2
+    steps = np.where(part > 0, part * np.stack([mean, var]), 0)
+    return np.concatenate(_two_sum(base[:2], base[2:] + steps))
+
+
+def _two_sum(a, b):
+    """Return a + b and what rounding leaves out of it (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@_quiet
+def _sparse_moments(X, weights):
+    """Return moments as array functions do, of CSR rows: NaN is ignored, what is not stored is 0.
+
+    The values stored are one sample, the zeros another.
+    """
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    if weights is None:
+        weights = np.ones(X.shape[0])
+    else:
+        X, weights = X[weights > 0], weights[weights > 0]
+    columns, values, w = X.indices, X.data.astype(np.float64), np.repeat(weights, np.diff(X.indptr))
+
+    def sums(w):
+        return np.bincount(columns, w, X.shape[1])
+
+    zeros = np.maximum(weights.sum() - sums(w), 0)
+    zeros[sums(None) == X.shape[0]] = 0  # whatever rounding left
+    present = ~np.isnan(values)
+    columns, values, w = columns[present], values[present], w[present]
+    n = sums(w)
+    pivot = np.zeros(X.shape[1])
+    pivot[columns] = values
+    values -= pivot[columns]
+    mean = sums(w * values) / n
+    values -= mean[columns]
+    correction = sums(w * values) / n
+    var = np.maximum(sums(w * values**2) / n - correction**2, 0)
+    mean, mean_low = _two_sum(pivot, mean + correction)
+    stored = np.stack([mean, var, mean_low, np.zeros_like(mean)])
+    mean, var, mean_low, _ = _merged(n, stored, zeros, np.zeros_like(stored))
+    return np.stack([n + zeros, mean, mean_low, var])
