@@ -3,6 +3,7 @@
 
 from math import prod
 from numbers import Integral, Real
+from operator import index
 
 import numpy as np
 from scipy.sparse import issparse
@@ -164,7 +165,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         self : object
             The fitted transformer.
         """
-        return self._take_in(X, sample_weight, reset=True)
+        return self._update(X, sample_weight, reset=True)
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, sample_weight=None):
@@ -189,7 +190,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         is_first = not hasattr(self, "mean_")
         if not is_first:
             self._validate_params()  # scikit-learn does so before the first call only
-        return self._take_in(X, sample_weight, reset=is_first)
+        return self._update(X, sample_weight, reset=is_first)
 
     def transform(self, X, copy=None):
         """Normalize X with the statistics that were fitted.
@@ -245,12 +246,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             X, copy, zeros if beta is None else beta, zeros, ones, 0, scale, mean
         )
 
-    def _take_in(self, X, sample_weight, reset):
-        """Set the statistics to those of X, or take X into them; on any error nothing changes."""
-        functions = get_array_functions(self.device)
+    def _update(self, X, sample_weight, reset):
+        """Take X into the statistics, or set them to those of X; on any error nothing changes."""
         if not reset:
             self._check_names(X, reset=False)
-        # NaN and inf show in the statistics, which saves reading X twice.
+        # Without weights NaN and inf show in the statistics, which saves reading X twice.
         shows = sample_weight is None and not issparse(X)
         rows, axes = self._check_array(
             X, self.axis, self.with_mean, reset, ensure_all_finite=False if shows else "allow-nan"
@@ -258,44 +258,48 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         kept = tuple(rows.shape[axis] for axis in axes)
         parameters = self._checked_parameters(kept)
         weights = validated_weights(sample_weight, rows)
-        rows = readable_rows(rows)
-        if issparse(rows):
-            moments = _sparse_moments(rows, weights)
-        else:
-            moments = functions.moments(rows, axes, weights)
-            if not np.isfinite(moments).all():
-                self._check_finite(rows)
-                moments = functions.moments(rows, axes, weights, ignore_nan=True)
-        n, *batch = moments.reshape(4, *kept)
-        seen = n > 0
-        batch = np.stack([batch[0], batch[2], batch[1], np.zeros(kept)])
+        n, mean, mean_low, var = self._moments(readable_rows(rows), axes, weights).reshape(4, *kept)
+        batch = np.stack([mean, var, mean_low, np.zeros(kept)])
         old, n_samples, n_batches = np.full_like(batch, np.nan), 0, 0
         if not reset:
             old = np.stack([self.mean_, self.var_, *self._lows])
             n_samples, n_batches = self.n_samples_seen_, self.n_batches_seen_
-        n_batches = n_batches + seen.astype(np.int64)
-        if self.momentum is None:
-            statistics = _merged(n_samples, old, n, batch)
-        else:
-            statistics = _moving_average(old, batch, seen, n_batches, self.momentum)
         if weights is None and np.asarray(n_samples).dtype.kind == "i":
             n = n.astype(np.int64)
-        n_samples = n_samples + n
-        overflowed = np.argwhere((n_samples > 0) & ~np.isfinite(statistics).all(axis=0))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if self.momentum is None:
+                statistics = _merged(n_samples, old, n, batch)
+            else:
+                statistics = _moving_average(n_batches, old, n > 0, batch, self.momentum)
+            scale = np.sqrt(statistics[1] + self.epsilon)
+        n_samples, n_batches = n_samples + n, n_batches + (n > 0).astype(np.int64)
+        finite = np.isfinite(statistics).all(axis=0) & np.isfinite(scale)
+        overflowed = np.argwhere(~finite & (n_samples > 0))
         if overflowed.size:
             raise ValueError(
                 "The variance of finite values overflows float64, first in feature "
-                f"{', '.join(map(str, overflowed[0]))}. Scale X down."
+                f"{', '.join(map(str, overflowed[0]))}. Scale the input down."
             )
         if reset:
             self._check_names(X, reset=True)
         self.n_features_in_ = prod(kept)
         self.mean_, self.var_, *self._lows = statistics
-        self.scale_ = np.sqrt(self.var_ + self.epsilon)
+        self.scale_ = scale
         self.n_samples_seen_ = _one_if_equal(n_samples)
         self.n_batches_seen_ = _one_if_equal(n_batches)
         self._fitted_with = parameters
         return self
+
+    def _moments(self, X, axes, weights):
+        """Return weight, mean in two parts and variance; NaN is ignored, inf refused."""
+        functions = get_array_functions(self.device)
+        if issparse(X):
+            return _sparse_moments(X, weights)
+        moments = functions.moments(X, axes, weights)
+        if not np.isfinite(moments).all():
+            assert_all_finite(X, allow_nan=True, estimator_name=type(self).__name__, input_name="X")
+            moments = functions.moments(X, axes, weights, ignore_nan=True)
+        return moments
 
     def _normalize(self, X, copy, mean, mean_low, var, epsilon, gamma, beta):
         """Return X normalized; statistics are in the shape of the axes kept."""
@@ -322,9 +326,6 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
     def _check_names(self, X, reset):
         validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
-
-    def _check_finite(self, X):
-        assert_all_finite(X, allow_nan=True, estimator_name=type(self).__name__, input_name="X")
 
     def _check_array(self, X, axis, with_mean, reset, **params):
         """Return X as an array and the axes kept in ascending order, after all checks on them."""
@@ -392,9 +393,9 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
 def _axes_kept(axis, ndim):
     """Return the axes that keep their statistics in ascending order."""
-    given = axis if isinstance(axis, tuple | list) else (axis,)
+    given = [index(a) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
     for a in given:
-        if not isinstance(a, Integral) or not -ndim <= a < ndim:
+        if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(a, ndim, "axis")
     axes = tuple(sorted({a % ndim for a in given}))
     if 0 in axes:
@@ -409,23 +410,20 @@ def _one_if_equal(values):
     return first if (values == first).all() else values
 
 
-# Statistics that nothing is behind are NaN, and may be averaged with a share of 0 / 0.
-_quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+# Statistics that nothing is behind are NaN; their shares may be 0 / 0.
 
 
-@_quiet
 def _merged(n_old, old, n_new, new):
     """Return the statistics of the values behind both together (Chan et al.)."""
     n = n_old + n_new
     return _average(n_old / n, old, n_new / n, new, is_one_sample=True)
 
 
-@_quiet
-def _moving_average(old, new, seen, n_batches, momentum):
-    """Return the bias-corrected moving average of n_batches, old where the new one has not seen."""
-    decay = momentum**n_batches
-    retained = np.where(seen, (momentum - decay) / (1 - decay), 1)
-    return _average(retained, old, np.where(seen, (1 - momentum) / (1 - decay), 0), new)
+def _moving_average(n_old, old, is_new, new, momentum):
+    """Return the bias-corrected average of n_old batches and, where there is one, a new batch."""
+    decay = momentum ** (n_old + is_new)
+    retained = np.where(is_new, (momentum - decay) / (1 - decay), 1)
+    return _average(retained, old, np.where(is_new, (1 - momentum) / (1 - decay), 0), new)
 
 
 def _average(retained, old, share, new, is_one_sample=False):
@@ -452,7 +450,6 @@ def _two_sum(a, b):
     return total, (a - (total - part)) + (b - part)
 
 
-@_quiet
 def _sparse_moments(X, weights):
     """Return moments as array functions do, of CSR rows: NaN is ignored, what is not stored is 0.
 
@@ -467,8 +464,8 @@ def _sparse_moments(X, weights):
         X, weights = X[weights > 0], weights[weights > 0]
     columns, values, w = X.indices, X.data.astype(np.float64), np.repeat(weights, np.diff(X.indptr))
 
-    def sums(w):
-        return np.bincount(columns, w, X.shape[1])
+    def sums(values):
+        return np.bincount(columns, values, X.shape[1])
 
     zeros = np.maximum(weights.sum() - sums(w), 0)
     zeros[sums(None) == X.shape[0]] = 0  # whatever rounding left
@@ -477,12 +474,13 @@ def _sparse_moments(X, weights):
     n = sums(w)
     pivot = np.zeros(X.shape[1])
     pivot[columns] = values
-    values -= pivot[columns]
-    mean = sums(w * values) / n
-    values -= mean[columns]
-    correction = sums(w * values) / n
-    var = np.maximum(sums(w * values**2) / n - correction**2, 0)
-    mean, mean_low = _two_sum(pivot, mean + correction)
-    stored = np.stack([mean, var, mean_low, np.zeros_like(mean)])
-    mean, var, mean_low, _ = _merged(n, stored, zeros, np.zeros_like(stored))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values -= pivot[columns]
+        mean = sums(w * values) / n
+        values -= mean[columns]
+        correction = sums(w * values) / n
+        var = np.maximum(sums(w * values**2) / n - correction**2, 0)
+        mean, mean_low = _two_sum(pivot, mean + correction)
+        stored = np.stack([mean, var, mean_low, np.zeros_like(mean)])
+        mean, var, mean_low, _ = _merged(n, stored, zeros, np.zeros_like(stored))
     return np.stack([n + zeros, mean, mean_low, var])
