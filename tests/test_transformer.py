@@ -183,6 +183,9 @@ def test_rows_without_weight_count_nowhere(nan, container, rows, seed):
     weights = np.random.RandomState(seed).uniform(0.1, 3, len(X))
     out = [0, 1, 17, 39]
     weights[out] = 0
+    if nan:
+        X[2:17, 0] = X[38, 1] = np.nan  # neither the first row with a value nor the heaviest one
+        weights[38] = 4
     expected = BatchNormTransformer(with_mean=False)
     expected.fit(np.delete(X, out, axis=0), sample_weight=np.delete(weights, out))
     X[out] = 1e30  # of which no digit may be seen
