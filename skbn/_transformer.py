@@ -462,7 +462,8 @@ def _sparse_moments(X, weights):
         weights = np.ones(X.shape[0])
     else:
         X, weights = X[weights > 0], weights[weights > 0]
-    columns, values, w = X.indices, X.data.astype(np.float64), np.repeat(weights, np.diff(X.indptr))
+    columns, values = X.indices.astype(np.intp), X.data.astype(np.float64)
+    w = np.repeat(weights, np.diff(X.indptr))
 
     def sums(values):
         return np.bincount(columns, values, X.shape[1])
