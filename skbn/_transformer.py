@@ -26,9 +26,10 @@ from skbn.backends.records import Activation
 class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Batch normalization of data: ``(X - mean) / sqrt(var + epsilon) * gamma + beta``.
 
-    With ``epsilon=0`` it is scikit-learn's StandardScaler; with the defaults Keras's Normalization
-    layer, and with a float as momentum the statistics of its BatchNormalization. Statistics are
-    float64, exact in any chunks and far from zero; NaN is ignored in fit and kept in transform.
+    With ``epsilon=0`` it is scikit-learn's StandardScaler and Keras's Normalization layer; with a
+    float as momentum it has the moving statistics of Keras's BatchNormalization, without their
+    bias. Statistics are float64 and keep their digits in any chunks and far from zero. NaN is
+    ignored in fit and kept in transform.
 
     Parameters
     ----------
