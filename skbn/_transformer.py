@@ -265,7 +265,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         if not reset:
             old = np.stack([self.mean_, self.var_, *self._lows])
             n_samples, n_batches = self.n_samples_seen_, self.n_batches_seen_
-        if weights is None and np.asarray(n_samples).dtype.kind == "i":
+        if weights is None:
             n = n.astype(np.int64)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.momentum is None:
@@ -423,8 +423,8 @@ def _merged(n_old, old, n_new, new):
 def _moving_average(n_old, old, is_new, new, momentum):
     """Return the bias-corrected average of n_old batches and, where there is one, a new batch."""
     decay = momentum ** (n_old + is_new)
-    retained = np.where(is_new, (momentum - decay) / (1 - decay), 1)
-    return _average(retained, old, np.where(is_new, (1 - momentum) / (1 - decay), 0), new)
+    share = np.where(is_new, (1 - momentum) / (1 - decay), 0)
+    return _average((momentum - decay) / (1 - decay), old, share, new)
 
 
 def _average(retained, old, share, new, is_one_sample=False):
