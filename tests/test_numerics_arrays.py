@@ -704,8 +704,9 @@ def test_n19_training_and_inference_agree(activation, ratio, dtype):
     options = {"activation": activation}
     inferred = batch_norm_inference(x, saved.mean, saved.var, gamma, beta, **options)
     _, var, deviations = judge(x)
-    expected = ACTIVATIONS[activation](deviations / np.sqrt(var + 1e-3) * gamma + beta)
-    allowed = 4 * np.finfo(dtype).eps * np.maximum(1, np.abs(expected))
+    scaled = deviations / np.sqrt(var + 1e-3) * gamma
+    expected = ACTIVATIONS[activation](scaled + beta)
+    allowed = 4 * np.finfo(dtype).eps * np.maximum(1, np.maximum(np.abs(expected), np.abs(scaled)))
     assert np.all(np.abs(trained - expected) <= allowed)
     # Of a mean that is handed over, float64 keeps one part.
     assert np.all(np.abs(inferred - expected) <= allowed + 2 * EPS64 * ratio)
