@@ -174,7 +174,7 @@ def test_backends_do_not_know_scikit_learn(path):
     [
         (r"cupy", r"skbn/backends/cuda/.*"),
         (r"scipy\.linalg\.cython_\w+", r"skbn/backends/cpu/blas\.pxd"),
-        (r"openmp|cython\.parallel", r"skbn/backends/cpu/(executor|processor)\.pyx"),
+        (r"openmp|cython\.parallel", r"skbn/backends/cpu/(arrays|executor|processor)\.pyx"),
         (r"sklearn(\.\w+)*\._\w+", r"skbn/_sklearn_compat\.py"),
         (r"matplotlib", r"skbn/_display\.py"),
         (r"torch|jax|keras|pandas", r"nowhere"),

@@ -281,7 +281,10 @@ cdef void find_origins(Task* task, const floating* kind, Py_ssize_t first, Py_ss
     for j in range(first, first + n_columns):
         row = task.first_row
         value = entry(kind, &task.x, &task.shape, row, j)[0]
-        while task.ignore_nan and value != value and row < task.shape.n_rows - 1:
+        while (
+            task.ignore_nan and row < task.shape.n_rows - 1
+            and (value != value or task.weights != NULL and task.weights[row // task.rows_per_sample] == 0)
+        ):
             row += 1
             value = entry(kind, &task.x, &task.shape, row, j)[0]
         task.mean[j] = value
@@ -916,7 +919,7 @@ cdef class Call:
             task.rows_per_sample = shape.n_rows // <Py_ssize_t> weights.shape[0]
             task.weights = doubles(weights, weights.shape[0])
             task.share = 1 / (weights.sum() * task.rows_per_sample)
-            task.first_row = weights.argmax() * task.rows_per_sample
+            task.first_row = (weights > 0).argmax() * task.rows_per_sample
         self.choose_tiles(operands, n_operands)
 
     cdef choose_tiles(self, Operand** operands, int n_operands):
