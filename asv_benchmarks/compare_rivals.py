@@ -6,11 +6,7 @@ What a row means
 ----------------
 Both sides train the same network on the same float32 rows for the same number of steps, from
 Glorot-uniform weights, through the interface a user would call, from unbuilt model to trained
-model. They take turns in one process (ours, rival, ours, rival, ...) after a warm-up; a turn
-repeats a fit until it has lasted about MIN_TURN seconds and counts the mean, so that a fit of a few
-milliseconds is not judged by one clock reading. Times are median [minimum .. maximum] over the
-turns; the ratio is rival / ours turn by turn, median (quartiles). Only ratios travel from machine
-to machine.
+model. They take turns in one process (turns.py says how); the ratio is rival / ours.
 
 Threads: rows of one network run in a process that is bound to a single core for the length of the
 row (where the system can do that), with BLAS and OpenMP limited to one thread by threadpoolctl and
@@ -27,33 +23,37 @@ Speed without accuracy is worth nothing, so each row carries the training accura
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
-import argparse
 import functools
-import gc
-import importlib.metadata
 import itertools
-import json
 import math
 import os
-import platform
-import re
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import make_circles, make_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
+from turns import (
+    arguments,
+    enter,
+    machine,
+    met,
+    quartiles,
+    report,
+    spread,
+    summary,
+    timed,
+    turns,
+)
 
-MIN_TURN = 0.1  # seconds
+PACKAGES = ("skbn", "numpy", "scipy", "scikit-learn", "torch", "jax")
 ACCURACY_MARGIN = 0.02  # about twice the spread of one seed's training accuracy on circles
 
 LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
@@ -100,19 +100,6 @@ def ten_classes():
 # work `number` times and returns the mean seconds and the last model's predict_proba (or None).
 
 
-def timed(fit):
-    """Make a turn out of ``fit(seed) -> predict_proba``."""
-
-    def turn(seed, number):
-        gc.collect()  # so that neither side pays for what the other left behind
-        start = time.perf_counter()
-        for _ in range(number):
-            predict_proba = fit(seed)
-        return (time.perf_counter() - start) / number, predict_proba
-
-    return turn
-
-
 def fit_estimator(estimator_class, problem, **extra):
     """Whole fits (or whole searches) of a scikit-learn estimator."""
     X, y = problem.data()
@@ -126,7 +113,7 @@ def fit_estimator(estimator_class, problem, **extra):
             learning_rate_init=LEARNING_RATE[problem.solver],
             max_iter=problem.epochs,
             momentum=MOMENTUM,
-            nesterovs_momentum=False,
+            nesterovs_momentum=problem.solver != "sgd",  # plain momentum; no warning elsewhere
             tol=0.0,
             n_iter_no_change=np.inf,
             random_state=seed,
@@ -438,34 +425,6 @@ def one_core():
                 os.sched_setaffinity(0, cores)
 
 
-@dataclass
-class Side:
-    """The variant that one side enters with, and what was seen while it was chosen."""
-
-    turn: Callable
-    number: int
-    notes: list[str]
-
-
-def enter(variants):
-    """Warm every variant up, and take the fastest."""
-    n_trials = 3 if len(variants) > 1 else 1
-    seen, notes = {}, []
-    for name, turn in variants.items():
-        first, _ = turn(0, 1)
-        seen[name] = later = min(turn(0, 1)[0] for _ in range(n_trials))
-        notes.append(f"{name} {milliseconds(later)} ms (the first time {milliseconds(first)})")
-    fastest = min(seen.keys() - ASIDE, key=seen.get)
-    return Side(variants[fastest], math.ceil(MIN_TURN / seen[fastest]), notes)
-
-
-def summary(samples):
-    """Quantiles of some samples, and the samples themselves."""
-    names = ("min", "q1", "median", "q3", "max")
-    quantiles = np.quantile(samples, np.linspace(0, 1, 5)).tolist()
-    return dict(zip(names, quantiles, strict=True), samples=[float(s) for s in samples])
-
-
 def accuracy(predict_proba, X, y):
     proba = np.asarray(predict_proba(X)).reshape(len(X), -1)
     labels = proba.argmax(1) if proba.shape[1] > 1 else proba[:, 0] > 0.5
@@ -475,19 +434,17 @@ def accuracy(predict_proba, X, y):
 def measure(target, repeats):
     """Time one target; the row as a dictionary."""
     row = {key: getattr(target, key) for key in ("id", "what", "unit", "must", "aim")}
-    sides = {"ours": enter(target.ours(target.problem))}
+    sides = {"ours": enter(target.ours(target.problem), ASIDE)}
     try:
-        sides["rival"] = enter(target.rival(target.problem))
+        sides["rival"] = enter(target.rival(target.problem), ASIDE)
     except ModuleNotFoundError as error:
         row["missing"] = error.name
     seconds = {who: [] for who in sides}
     scores = {who: [] for who in sides}
-    for seed in range(repeats):
-        for who, side in sides.items():
-            mean_seconds, predict_proba = side.turn(seed, side.number)
-            seconds[who].append(mean_seconds)
-            if target.compare_accuracy:
-                scores[who].append(accuracy(predict_proba, *target.problem.data()))
+    for who, mean_seconds, predict_proba in turns(sides, repeats):
+        seconds[who].append(mean_seconds)
+        if target.compare_accuracy:
+            scores[who].append(accuracy(predict_proba, *target.problem.data()))
     for who, side in sides.items():
         row[who] = summary(seconds[who]) | {"notes": side.notes}
         if scores[who]:
@@ -501,114 +458,40 @@ def measure(target, repeats):
 def verdict(row):
     """Which of the two bounds is met: "aim", "must" or "no"."""
     if row["unit"] == "ms":
-        ours = row["ours"]["median"] * 1e3
-        met = "aim" if ours <= row["aim"] else "must" if ours <= row["must"] else "no"
+        figure = row["ours"]["median"] * 1e3
     elif "missing" in row:
         return f"{row['missing']} not installed"
     else:
-        ratio = row["ratio"]["median"]
-        met = "aim" if ratio >= row["aim"] else "must" if ratio >= row["must"] else "no"
+        figure = row["ratio"]["median"]
+    reached = met(figure, row["must"], row["aim"])
     scores = [row[who].get("accuracy", 0.0) for who in ("ours", "rival") if who in row]
-    return met if np.ptp(scores) <= ACCURACY_MARGIN else f"{met}, but accuracies differ"
+    return reached if np.ptp(scores) <= ACCURACY_MARGIN else f"{reached}, but accuracies differ"
 
 
 # -------------------------------------------------------------------------------------- reporting
 
 
-def milliseconds(seconds):
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
-
-
-def machine():
-    """What the figures were taken on."""
-    found = []
-    for distribution in ("skbn", "numpy", "scipy", "scikit-learn", "torch", "jax"):
-        try:
-            found.append(f"{distribution} {importlib.metadata.version(distribution)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{distribution} not installed")
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE))
-        name = f"{fields.get('model name', name)} (family {fields.get('cpu family', '?')})"
-    blas = {
-        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', '?')})"
-        for lib in threadpool_info()
-        if lib["user_api"] == "blas"
-    }
-    from skbn.backends import get_executor
-
-    return {
-        "executor": get_executor("cpu").__module__,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": ", ".join(found),
-        "blas": ", ".join(sorted(blas)),
-        "load average at start": round(os.getloadavg()[0], 2)
-        if hasattr(os, "getloadavg")
-        else "unknown",
-    }
-
-
 def cells(row):
     """A row of the printed table."""
-
-    def spread(who):
-        if who not in row:
-            return "-"
-        low, middle, high = (milliseconds(row[who][key]) for key in ("min", "median", "max"))
-        return f"{middle} [{low} .. {high}]"
-
     ratio, score = "-", "-"
     if "ratio" in row and row["unit"] == "x":
-        low, middle, high = (f"{row['ratio'][key]:.3g}" for key in ("q1", "median", "q3"))
-        ratio = f"{middle} ({low} .. {high})"
+        ratio = quartiles(row["ratio"])
     if "accuracy" in row["ours"]:
         both = (row[who]["accuracy"] for who in ("ours", "rival") if who in row)
         score = " / ".join(f"{value:.3f}" for value in both)
     bounds = [f"{row[key]:g} {row['unit']}" for key in ("must", "aim")]
-    times = [spread("ours"), spread("rival")]
+    times = [spread(row, "ours"), spread(row, "rival")]
     return [row["id"], row["what"], *times, ratio, *bounds, row["met"], score]
 
 
 HEADER = ["id", "what", "ours, ms", "rival, ms", "ratio", "must", "aim", "met?", "accuracy"]
 
 
-def table(rows, markdown):
-    lines = [HEADER, *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    start, between, end = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    padded = (map(str.ljust, line, widths) for line in lines)
-    return "\n".join(f"{start}{between.join(line)}{end}".rstrip() for line in padded)
-
-
-def notes(rows):
-    """How each side's variants did before the turns began."""
-    for row in rows:
-        for who in ("ours", "rival"):
-            if who in row:
-                yield f"{row['id']} {who}: {'; '.join(row[who]['notes'])}"
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    known = sorted({target.id for target in TARGETS}, key=lambda name: int(name[1:]))
-    parser.add_argument("ids", nargs="*", metavar="ID", help=f"all of {' '.join(known)} if none")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each side (default 7)")
-    parser.add_argument("--markdown", action="store_true", help="a table for GitHub")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
-    parser.add_argument("--torch-compile", action="store_true", help="note torch.compile's time")
-    args = parser.parse_args()
-    if unknown := set(args.ids) - set(known):
-        parser.error(f"unknown target: {', '.join(sorted(unknown))}")
-
-    about, rows = machine(), []
+    args = arguments(__doc__.partition("\n")[0], [target.id for target in TARGETS])
+    about, rows = machine(PACKAGES), []
     for target in TARGETS:
-        if args.ids and target.id not in args.ids:
+        if target.id not in args.ids:
             continue
         print(f"{target.id}: {target.what} ...", file=sys.stderr, flush=True)
         if args.torch_compile and target.rival is torch_net:
@@ -616,13 +499,7 @@ def main():
         with one_core() if target.one_core else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter ends every fit here
             rows.append(measure(target, args.repeats))
-
-    bullet = "- " if args.markdown else ""
-    print(table(rows, args.markdown), end="\n\n")
-    print(*(f"{bullet}{key}: {value}" for key, value in about.items()), sep="\n", end="\n\n")
-    print(*(f"{bullet}{note}" for note in notes(rows)), sep="\n")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+    report(args, about, rows, [HEADER, *map(cells, rows)])
 
 
 if __name__ == "__main__":
