@@ -146,7 +146,7 @@ def machine(packages):
 
 def arguments(description, ids):
     """Parse the command line that every script has; ``ids`` are the names of its rows."""
-    known = sorted(set(ids), key=lambda name: int(name[1:]))
+    known = list(dict.fromkeys(ids))
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("ids", nargs="*", metavar="ID", help=f"all of {' '.join(known)} if none")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side (default 7)")
@@ -168,6 +168,7 @@ def report(args, about, rows, lines):
     for row in rows:
         for who in ("ours", "rival"):
             if who in row:
-                print(f"{bullet}{row['id']} {who}: {'; '.join(row[who]['notes'])}")
+                about_side = f"{row['id']}, {row['what']}, {who}"
+                print(f"{bullet}{about_side}: {'; '.join(row[who]['notes'])}")
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
