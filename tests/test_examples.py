@@ -109,6 +109,56 @@ def test_training_curves_show_what_the_text_says():
         assert losses[name][9] < losses["none"][59]
 
 
+def test_normalizers_run(tmp_path):
+    output = run("plot_normalizers.py", tmp_path)
+    assert output.count("skbn") == 4
+    figure = tmp_path / "normalizers.png"
+    width, height = png_size(figure)
+    assert width >= 1500
+    assert height >= 1000
+    assert figure.stat().st_size > 200_000
+
+
+@pytest.fixture
+def normalizers_alone(monkeypatch):
+    """The example's module where neither Keras nor torch is installed."""
+    find_spec = importlib.util.find_spec
+
+    def find_others(name, *package):
+        return None if name in {"keras", "torch"} else find_spec(name, *package)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_others)
+    return load("plot_normalizers")
+
+
+def test_normalizers_show_what_the_text_says(normalizers_alone):
+    streams = normalizers_alone.follow_all()
+    assert {name for name, _ in streams} == {"skbn", "StandardScaler"}
+    _, moving = streams["skbn", "momentum=0.9"]
+    _, of_all = streams["skbn", "momentum=None"]
+    np.testing.assert_allclose(of_all, streams["StandardScaler", "all rows"][1], rtol=1e-6)
+    assert moving[0] == pytest.approx(of_all[0])  # the first batch counts in full
+    assert moving[0] < 0.25
+    assert of_all[149] < 0.02 < moving[149] < 0.06
+    assert moving[349] < 0.25 < 1.9 < of_all[349]
+    assert moving[499] < 0.06 < 0.7 < of_all[499]
+
+    errors = normalizers_alone.hostile_errors()
+    assert max(errors["skbn"]) < 1e-6
+    assert errors["StandardScaler"][-1] > 1e-2
+
+
+def test_normalizers_on_photos(normalizers_alone):
+    pytest.importorskip("PIL")
+    photos = normalizers_alone.load_photos()
+    balanced = normalizers_alone.balance(photos)
+    through_filter = normalizers_alone.balance(normalizers_alone.filtered(photos))
+    np.testing.assert_allclose(through_filter, balanced, rtol=0, atol=2e-6)
+    exact = normalizers_alone.exact_statistics(photos)
+    found = normalizers_alone.photo_statistics(photos)
+    np.testing.assert_allclose(found["skbn"], exact, rtol=1e-14)
+
+
 def test_digits_softmax_reaches_97_percent():
     """The mean over five seeds on a fixed split, so that no single row of 450 decides."""
     digits = load("plot_digits_softmax")
