@@ -154,6 +154,8 @@ def test_normalizers_on_photos(normalizers_alone):
     balanced = normalizers_alone.balance(photos)
     through_filter = normalizers_alone.balance(normalizers_alone.filtered(photos))
     np.testing.assert_allclose(through_filter, balanced, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(balanced.mean(axis=(0, 1, 2), dtype=np.float64), 0.45, atol=1e-6)
+    np.testing.assert_allclose(balanced.std(axis=(0, 1, 2), dtype=np.float64), 0.3, atol=1e-6)
     exact = normalizers_alone.exact_statistics(photos)
     found = normalizers_alone.photo_statistics(photos)
     np.testing.assert_allclose(found["skbn"], exact, rtol=1e-14)
