@@ -340,6 +340,8 @@ cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssi
         for j in range(first, first + n_columns):
             task.inv_std[j] = inverse_std(task.var[j], task.epsilon)
     forward_factors(factors, task.pitch, task.mean + first, task.low + first, task.inv_std + first, n_columns)
+    for j in range(n_columns):
+        factors[INV_STD * task.pitch + j] = <floating> task.inv_std[first + j]
     if task.gamma != NULL:
         for j in range(n_columns):
             factors[SCALE * task.pitch + j] = <floating> (task.inv_std[first + j] * task.gamma[first + j])

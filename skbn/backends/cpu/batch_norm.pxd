@@ -564,7 +564,7 @@ cdef inline void input_gradient_of_tile(
 
 
 cdef inline void forward_factors(
-    floating* factors, Py_ssize_t pitch,        # OUT (INV_STD + 1, columns) by pitch
+    floating* factors, Py_ssize_t pitch,        # OUT (SHIFT + 1, columns) by pitch
     const double* mean, const double* correction, const double* inv_std,    # IN  (columns,)
     Py_ssize_t columns,
 ) noexcept nogil:
@@ -575,7 +575,6 @@ cdef inline void forward_factors(
         factors[LOW * pitch + j] = <floating> ((mean[j] - <double> factors[HIGH * pitch + j]) + correction[j])
         factors[SCALE * pitch + j] = <floating> inv_std[j]
         factors[SHIFT * pitch + j] = 0
-        factors[INV_STD * pitch + j] = <floating> inv_std[j]
 
 
 cdef inline double batch_norm_forward(
@@ -649,9 +648,12 @@ cdef inline void batch_norm_backward(
     for first in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - first)
         for j in range(columns):
+            factors[HIGH * TILE + j] = <floating> saved[first + j]
+            factors[LOW * TILE + j] = <floating> saved[stride + first + j]
+            factors[INV_STD * TILE + j] = <floating> saved[2 * stride + first + j]
+            factors[SCALE * TILE + j] = factors[INV_STD * TILE + j]
             total[j] = 0
             total_xhat[j] = 0
-        forward_factors(factors, TILE, saved + first, saved + stride + first, saved + 2 * stride + first, columns)
         if gamma != NULL:
             for j in range(columns):
                 factors[SCALE * TILE + j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
