@@ -31,7 +31,7 @@ class BatchNormSaved:
     Attributes
     ----------
     x : ndarray
-        The input itself; a copy only where it had to be converted, or where no axis is contiguous.
+        The input itself; a copy only where it was converted, or lay in gaps.
     gamma, beta : ndarray of float64 or None
         Scale and shift, in the shape of the axes kept.
     mean, var : ndarray of float64
@@ -176,10 +176,10 @@ def batch_norm(
     activation = _activation(activation)
     weights = _weights(sample_weight, x, axes)
     epsilon = _epsilon(epsilon)
-    y = _output(out, x)
     if out is not None and np.may_share_memory(out, x):
         raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
-    x = _packed(x)
+    x = _packed(x, axes)
+    y = _output(out, x)
     statistics = get_array_functions(None).batch_norm_forward(
         y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
     )
@@ -235,7 +235,7 @@ def batch_norm_backward(dy, saved, *, out=None):
     if dy.shape != x.shape:
         raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
     dx = _output(out, x)
-    dy, target = _packed(dy), dx
+    dy, target = _packed(dy, saved.axis), dx
     if out is not None and (_overlaps_shifted(out, x) or _overlaps_shifted(out, dy)):
         target = empty_like(x)
     sums = get_array_functions(None).batch_norm_backward(
@@ -335,17 +335,16 @@ def _numbers(x, name, dtype=None):
     return x
 
 
-def _packed(x):
-    """Return x, or a copy without gaps where no axis is contiguous.
+def _packed(x, axes):
+    """Return x, or a copy in C order where neither columns nor rows lie side by side.
 
     Kernels would have to collect the numbers anew in each of their passes.
     """
-    strides = [abs(stride) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
-    if min(strides, default=0) <= x.itemsize:
-        return x
-    packed = empty_like(x)
-    packed[...] = x
-    return packed
+    for kept in (True, False):
+        axis = max((a for a in range(x.ndim) if (a in axes) == kept and x.shape[a] > 1), default=-1)
+        if axis >= 0 and x.strides[axis] == x.itemsize:
+            return x
+    return np.ascontiguousarray(x)
 
 
 def _array_and_axes(x, axis, may_be_empty=False):
