@@ -33,6 +33,7 @@ from skbn.backends.cpu.batch_norm cimport (
     BLOCK_ROWS,
     DOWN,
     DOWN_THE_LINES,
+    END_TO_END,
     GRADIENT_STRIP,
     HIGH,
     INV_STD,
@@ -108,6 +109,7 @@ cdef struct Task:
     Operand y                   # what is written: y or dx
     Py_ssize_t n_blocks, n_tiles, tile          # columns of a tile
     Py_ssize_t n_panels, panel                  # the same for elementwise passes
+    bint end_to_end             # whether few columns lie side by side in every operand, row after row
     bint rows_are_near          # nearer to each other than columns: blocks of a tile before tiles of a block
     bint ignore_nan
     Order order                 # of elementwise passes
@@ -138,6 +140,11 @@ cdef struct Task:
 # Patches: where the numbers of a block by some columns are, or a copy of them.
 
 
+cdef inline Py_ssize_t scratch_stride(Lie lie, Py_ssize_t n_columns) noexcept nogil:
+    """Between the rows of a patch in scratch, or where they lie DOWN, between its columns."""
+    return TILE if lie == ACROSS else BLOCK_ROWS if lie == DOWN else n_columns
+
+
 cdef inline floating* patch(
     Py_ssize_t* stride,         # OUT between rows (ACROSS) or columns (DOWN)
     floating* scratch,          # (BLOCK_ROWS, TILE) or (TILE, BLOCK_ROWS)
@@ -147,6 +154,9 @@ cdef inline floating* patch(
     """Numbers of an operand as a kernel needs them: where they are, if they lie that way, else in scratch."""
     cdef Py_ssize_t row_stride = innermost(operand.row_strides, shape.n_row_axes)
     cdef Py_ssize_t column_stride = innermost(operand.column_strides, shape.n_column_axes)
+    if lie == END_TO_END:
+        stride[0] = n_columns
+        return entry(<const floating*> scratch, operand, shape, first_row, first_column)
     if (
         (n_columns % LANES == 0 and column_stride == 1 if lie == ACROSS else row_stride == 1)
         and stretch(shape.row_axes, shape.n_row_axes, first_row, n_rows) == n_rows
@@ -154,7 +164,7 @@ cdef inline floating* patch(
     ):
         stride[0] = row_stride if lie == ACROSS else column_stride
         return entry(<const floating*> scratch, operand, shape, first_row, first_column)
-    stride[0] = TILE if lie == ACROSS else BLOCK_ROWS
+    stride[0] = scratch_stride(lie, n_columns)
     if read:
         if lie == ACROSS and n_columns % LANES:
             memset(scratch, 0, n_rows * TILE * sizeof(floating))  # kernels take whole lines
@@ -348,21 +358,24 @@ cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssi
     if task.beta != NULL:
         for j in range(n_columns):
             factors[SHIFT * task.pitch + j] = <floating> task.beta[first + j]
+    if task.end_to_end:
+        repeat_factors(factors, task.pitch, <const floating*> factors, task.pitch, n_columns)
     if floating is float:
         for j in range(n_columns):
             if is_extreme(factors[INV_STD * task.pitch + j]) or is_extreme(factors[SCALE * task.pitch + j]):
                 task.needs_double = True
 
 
-cdef inline void splat_factors(
-    floating* one,              # OUT (N_FACTORS, LANES)
-    const floating* factors, Py_ssize_t pitch,
+cdef inline void repeat_factors(
+    floating* repeated, Py_ssize_t pitch,       # OUT (N_FACTORS, LANES * n_columns) by pitch
+    const floating* factors, Py_ssize_t factors_pitch, Py_ssize_t n_columns,
 ) noexcept nogil:
-    """Factors of one column for as many columns as there are lanes."""
-    cdef Py_ssize_t k, i
+    """Factors of some columns for LANES rows end to end."""
+    cdef Py_ssize_t k, i, j
     for k in range(N_FACTORS):
         for i in range(LANES):
-            one[k * LANES + i] = factors[k * pitch]
+            for j in range(n_columns):
+                repeated[k * pitch + i * n_columns + j] = factors[k * factors_pitch + j]
 
 
 cdef inline bint is_fused(int activation) noexcept nogil:
@@ -399,6 +412,11 @@ cdef inline void deactivate(
 # Elementwise passes.
 
 
+cdef inline Py_ssize_t repeat_length(Py_ssize_t n_columns) noexcept nogil:
+    """Numbers of rows end to end after which the factors repeat at the beginning of a line."""
+    return n_columns if n_columns % LANES == 0 else LANES * n_columns
+
+
 cdef inline Order order_for(const floating* y, Py_ssize_t stride, Order wanted) noexcept nogil:
     """Past the cache only if that was wanted and y lies on the boundaries of lines."""
     if wanted == STREAMING and (<size_t> y % 64 or stride * sizeof(floating) % 64):
@@ -407,17 +425,18 @@ cdef inline Order order_for(const floating* y, Py_ssize_t stride, Order wanted) 
 
 
 cdef inline void normalize_run(
-    floating* y, const floating* x, const floating* factors, Py_ssize_t n_rows, bint rectify, Order order,
+    floating* y, const floating* x, const floating* factors, Py_ssize_t pitch,
+    Py_ssize_t n_numbers, Py_ssize_t width, bint rectify, Order order,
 ) noexcept nogil:
-    """One column of a block, number after number: a matrix of LANES columns with the same factors."""
-    cdef floating room[LANES]
-    cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
-    normalize_tile(y, x, factors, LANES, full, LANES, LANES, LANES, rectify, order_for(<const floating*> y, LANES, order))
+    """Numbers side by side, whose factors repeat after `width`, which is whole lines."""
+    cdef floating room[LANES * TILE]
+    cdef Py_ssize_t full = n_numbers // width, rest = n_numbers % width
+    normalize_tile(y, x, factors, pitch, full, width, width, width, rectify, order_for(<const floating*> y, width, order))
     if rest:
-        memset(room, 0, sizeof(room))
-        memcpy(room, x + full * LANES, rest * sizeof(floating))
-        normalize_tile(room, <const floating*> room, factors, LANES, 1, LANES, LANES, LANES, rectify, DOWN_THE_LINES)
-        memcpy(y + full * LANES, room, rest * sizeof(floating))
+        memset(room, 0, width * sizeof(floating))
+        memcpy(room, x + full * width, rest * sizeof(floating))
+        normalize_tile(room, <const floating*> room, factors, pitch, 1, width, width, width, rectify, DOWN_THE_LINES)
+        memcpy(y + full * width, room, rest * sizeof(floating))
 
 
 cdef void normalize_block(
@@ -426,21 +445,31 @@ cdef void normalize_block(
 ) noexcept nogil:
     cdef floating one[N_FACTORS * LANES]
     cdef bint rectify = activation == SKBN_RELU
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, step, n_numbers = n_rows * n_columns
     if lie == ACROSS:
-        normalize_tile(
-            y, x, factors, pitch, n_rows, whole_lines(n_columns), y_stride, x_stride, rectify,
-            order_for(<const floating*> y, y_stride, order),
-        )
+        order = order_for(<const floating*> y, y_stride, order)
+        step = GROUP if order == DOWN_THE_LINES else n_rows
+        for i from 0 <= i < n_rows by step:
+            normalize_tile(
+                y + i * y_stride, x + i * x_stride, factors, pitch, min(step, n_rows - i), whole_lines(n_columns),
+                y_stride, x_stride, rectify, order,
+            )
         if not is_fused(activation):
             for i in range(n_rows):
                 activate(y + i * y_stride, activation, n_columns)
-    else:
+    elif lie == DOWN:
         for j in range(n_columns):
-            splat_factors(one, factors + j, pitch)
-            normalize_run(y + j * y_stride, x + j * x_stride, <const floating*> one, n_rows, rectify, order)
+            repeat_factors(one, LANES, factors + j, pitch, 1)
+            normalize_run(
+                y + j * y_stride, x + j * x_stride, <const floating*> one, LANES, n_rows, LANES, rectify, order
+            )
             if not is_fused(activation):
                 activate(y + j * y_stride, activation, n_rows)
+    else:
+        normalize_run(y, x, factors, pitch, n_numbers, repeat_length(n_columns), rectify, order)
+        if not is_fused(activation):
+            for i from 0 <= i < n_numbers by 256:  # BLOCK_ROWS
+                activate(y + i, activation, min(<Py_ssize_t> BLOCK_ROWS, n_numbers - i))
 
 
 cdef void normalize_patch(
@@ -474,7 +503,7 @@ cdef const floating* gradient_behind(
     Py_ssize_t first_row, Py_ssize_t n_rows, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
     """The gradient that the kernels take: dy where they know the activation, else dz in scratch."""
-    cdef Py_ssize_t i, dy_stride, n_runs = n_rows if lie == ACROSS else n_columns
+    cdef Py_ssize_t i, dy_stride, n_numbers = n_rows * n_columns
     cdef const floating* dy = patch(
         &dy_stride, scratch, &task.dy, &task.shape, lie, first_row, n_rows, first, n_columns, True
     )
@@ -482,48 +511,55 @@ cdef const floating* gradient_behind(
     stride[0] = dy_stride
     if is_fused(task.activation):
         return dy
-    stride[0] = TILE if lie == ACROSS else BLOCK_ROWS
-    normalize_block(dz, x, factors, task.pitch, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, DOWN_THE_LINES)
-    for i in range(n_runs):
-        deactivate(
-            dz + i * stride[0], dy + i * dy_stride, task.activation,
-            whole_lines(n_columns) if lie == ACROSS else n_rows,
-        )
+    stride[0] = scratch_stride(lie, n_columns)
+    normalize_block(
+        dz, x, factors, task.pitch, SKBN_IDENTITY, lie, n_rows, n_columns, stride[0], x_stride, DOWN_THE_LINES
+    )
+    if lie == END_TO_END:
+        for i from 0 <= i < n_numbers by 256:  # BLOCK_ROWS
+            deactivate(dz + i, dy + i, task.activation, min(<Py_ssize_t> BLOCK_ROWS, n_numbers - i))
+    else:
+        for i in range(n_rows if lie == ACROSS else n_columns):
+            deactivate(
+                dz + i * stride[0], dy + i * dy_stride, task.activation,
+                whole_lines(n_columns) if lie == ACROSS else n_rows,
+            )
     return dz
 
 
 cdef inline void gradient_sums_of_run(
-    double* total, double* total_xhat,      # OUT (1,)
-    const floating* dy, const floating* x, const floating* factors, Py_ssize_t n_rows, bint rectify,
+    double* lanes,              # OUT (2, width): the first columns become the sums of dz and of dz * xhat
+    const floating* dy, const floating* x,      # IN (n_numbers,) rows of the block end to end
+    const floating* factors, Py_ssize_t pitch,  # IN (INV_STD + 1, width) by pitch
+    floating* room,             # (2 + 2 * GRADIENT_STRIP, width)
+    Py_ssize_t n_numbers, Py_ssize_t columns, bint rectify,
 ) noexcept nogil:
-    """One column of a block, filled up with rows without gradient."""
-    cdef floating filled_dy[BLOCK_ROWS]
-    cdef floating filled_x[BLOCK_ROWS]
-    cdef floating part[LANES]
-    cdef floating part_xhat[LANES]
-    cdef double lanes[LANES]
-    cdef double lanes_xhat[LANES]
-    cdef Py_ssize_t i, n_full = (n_rows + LANES - 1) // LANES
-    if n_rows % LANES:
-        memcpy(filled_dy, dy, n_rows * sizeof(floating))
-        memcpy(filled_x, x, n_rows * sizeof(floating))
-        for i in range(n_rows, n_full * LANES):
-            filled_dy[i] = 0
-            filled_x[i] = x[0]
-        dy = filled_dy
-        x = filled_x
-    for i from 0 <= i < n_full by 4:  # GRADIENT_STRIP
+    """Sums in lanes: LANES rows are one row of a matrix, whose last is filled up with zeros."""
+    cdef Py_ssize_t width = LANES * columns, done, left, size, k
+    cdef floating* filled_dy = room + 2 * width
+    cdef floating* filled_x = filled_dy + GRADIENT_STRIP * width
+    cdef const floating* strip_of_dy
+    cdef const floating* strip_of_x
+    for done from 0 <= done < n_numbers by GRADIENT_STRIP * width:
+        left = min(n_numbers - done, GRADIENT_STRIP * width)
+        size = (left + width - 1) // width * width
+        strip_of_dy = dy + done
+        strip_of_x = x + done
+        if left < size:
+            memset(filled_dy, 0, size * sizeof(floating))
+            memset(filled_x, 0, size * sizeof(floating))
+            memcpy(filled_dy, strip_of_dy, left * sizeof(floating))
+            memcpy(filled_x, strip_of_x, left * sizeof(floating))
+            strip_of_dy = filled_dy
+            strip_of_x = filled_x
         gradient_sums_of_tile(
-            part, part_xhat, dy + i * LANES, x + i * LANES, factors, LANES, min(<Py_ssize_t> GRADIENT_STRIP, n_full - i),
-            LANES, LANES, LANES, rectify, i > 0,
+            room, room + width, strip_of_dy, strip_of_x, factors, pitch, size // width, width, width, width,
+            rectify, done > 0,
         )
-    for i in range(LANES):
-        lanes[i] = part[i]
-        lanes_xhat[i] = part_xhat[i]
-    add_lanes(lanes, 1)
-    add_lanes(lanes_xhat, 1)
-    total[0] = lanes[0]
-    total_xhat[0] = lanes_xhat[0]
+    for k in range(2 * width):
+        lanes[k] = room[k]
+    add_lanes(lanes, columns)
+    add_lanes(lanes + width, columns)
 
 
 cdef void gradient_sums_of_patch(
@@ -548,10 +584,21 @@ cdef void gradient_sums_of_patch(
     )
     if lie == DOWN:
         for i in range(n_columns):
-            splat_factors(one, factors + i, task.pitch)
+            repeat_factors(one, LANES, factors + i, task.pitch, 1)
             gradient_sums_of_run(
-                dbeta + i, dgamma + i, dy + i * dy_stride, x + i * x_stride, <const floating*> one, n_rows, rectify
+                lanes, dy + i * dy_stride, x + i * x_stride, <const floating*> one, LANES,
+                <floating*> (room + 2 * LANES), n_rows, 1, rectify,
             )
+            dbeta[i] = lanes[0]
+            dgamma[i] = lanes[LANES]
+        return
+    if lie == END_TO_END:
+        gradient_sums_of_run(
+            lanes, dy, x, factors, task.pitch, <floating*> (room + 2 * LANES * n_columns),
+            n_rows * n_columns, n_columns, rectify,
+        )
+        memcpy(dbeta, lanes, n_columns * sizeof(double))
+        memcpy(dgamma, lanes + LANES * n_columns, n_columns * sizeof(double))
         return
     for i from 0 <= i < n_rows by 64:  # GRADIENT_STRIP * LANES
         for lane in range(LANES):
@@ -587,29 +634,32 @@ cdef void merge_gradients(Task* task, const floating* kind, Py_ssize_t first, Py
     for j in range(n_columns):
         factors[MEAN_DZ * task.pitch + j] = <floating> (dbeta[j] * divided)
         factors[SLOPE * task.pitch + j] = <floating> (dgamma[j] * divided * task.inv_std[first + j])
+    if task.end_to_end:
+        repeat_factors(factors, task.pitch, <const floating*> factors, task.pitch, n_columns)
 
 
 cdef inline void input_gradient_of_run(
-    floating* dx, const floating* dy, const floating* x, const floating* factors, Py_ssize_t n_rows,
-    bint rectify, Order order,
+    floating* dx, const floating* dy, const floating* x, const floating* factors, Py_ssize_t pitch,
+    Py_ssize_t n_numbers, Py_ssize_t width, bint rectify, Order order,
 ) noexcept nogil:
-    cdef floating room_dy[LANES]
-    cdef floating room_x[LANES]
-    cdef Py_ssize_t full = n_rows // LANES, rest = n_rows % LANES
+    """As normalize_run."""
+    cdef floating room_dy[LANES * TILE]
+    cdef floating room_x[LANES * TILE]
+    cdef Py_ssize_t full = n_numbers // width, rest = n_numbers % width
     input_gradient_of_tile(
-        dx, dy, x, factors, LANES, NULL, 0, full, LANES, LANES, LANES, LANES, rectify,
-        order_for(<const floating*> dx, LANES, order),
+        dx, dy, x, factors, pitch, NULL, 0, full, width, width, width, width, rectify,
+        order_for(<const floating*> dx, width, order),
     )
     if rest:
-        memset(room_dy, 0, sizeof(room_dy))
-        memset(room_x, 0, sizeof(room_x))
-        memcpy(room_dy, dy + full * LANES, rest * sizeof(floating))
-        memcpy(room_x, x + full * LANES, rest * sizeof(floating))
+        memset(room_dy, 0, width * sizeof(floating))
+        memset(room_x, 0, width * sizeof(floating))
+        memcpy(room_dy, dy + full * width, rest * sizeof(floating))
+        memcpy(room_x, x + full * width, rest * sizeof(floating))
         input_gradient_of_tile(
-            room_dy, <const floating*> room_dy, <const floating*> room_x, factors, LANES, NULL, 0,
-            1, LANES, LANES, LANES, LANES, rectify, DOWN_THE_LINES,
+            room_dy, <const floating*> room_dy, <const floating*> room_x, factors, pitch, NULL, 0,
+            1, width, width, width, width, rectify, DOWN_THE_LINES,
         )
-        memcpy(dx + full * LANES, room_dy, rest * sizeof(floating))
+        memcpy(dx + full * width, room_dy, rest * sizeof(floating))
 
 
 cdef void input_gradient_of_patch(
@@ -642,13 +692,17 @@ cdef void input_gradient_of_patch(
                 weights + i if weights != NULL else NULL, task.share, min(step, n_rows - i), whole_lines(n_columns),
                 dx_stride, dy_stride, x_stride, rectify, order,
             )
-    else:
+    elif lie == DOWN:
         for j in range(n_columns):
-            splat_factors(one, factors + j, task.pitch)
+            repeat_factors(one, LANES, factors + j, task.pitch, 1)
             input_gradient_of_run(
-                dx + j * dx_stride, dy + j * dy_stride, x + j * x_stride, <const floating*> one, n_rows,
-                rectify, order,
+                dx + j * dx_stride, dy + j * dy_stride, x + j * x_stride, <const floating*> one, LANES,
+                n_rows, LANES, rectify, order,
             )
+    else:
+        input_gradient_of_run(
+            dx, dy, x, factors, task.pitch, n_rows * n_columns, repeat_length(n_columns), rectify, order
+        )
     put_back(
         <const floating*> dx, <const floating*> scratch, &task.y, &task.shape, lie,
         first_row, n_rows, first, n_columns,
@@ -676,8 +730,11 @@ cdef void do_block(
     Task* task, floating* scratch, double* room, What what,
     Py_ssize_t block, Py_ssize_t first, Py_ssize_t n_columns,
 ) noexcept nogil:
-    """A block by some columns: those that are taken side by side, then the rest."""
+    """A block by some columns: all end to end, or those that are taken side by side, then the rest."""
     cdef Py_ssize_t across = 0 if task.ignore_nan else columns_across(task, n_columns)
+    if task.end_to_end and not task.ignore_nan:
+        do_patch(task, scratch, room, what, END_TO_END, block, first, n_columns)
+        return
     if across > 0:
         do_patch(task, scratch, room, what, ACROSS, block, first, across)
     if across < n_columns:
@@ -934,7 +991,12 @@ cdef class Call:
         cdef int k
         for k in range(n_operands):
             in_place = in_place and innermost(operands[k].column_strides, shape.n_column_axes) == 1
-        in_place = in_place and (task.activation == SKBN_IDENTITY or task.activation == SKBN_RELU)
+        task.end_to_end = in_place and shape.n_columns < TILE
+        for k in range(n_operands):
+            task.end_to_end = task.end_to_end and (
+                shape.n_row_axes == 0 or operands[k].row_strides[0] == shape.n_columns
+            )
+        in_place = in_place and is_fused(task.activation)
         task.tile = WIDE_TILE if in_place else TILE
         task.panel = PANEL if in_place else TILE
         if shape.n_rows * task.tile * size * n_read > CACHE_BYTES:
@@ -948,7 +1010,7 @@ cdef class Call:
         )
         if self.in_cache:
             task.order = DOWN_THE_LINES
-        self.has_scratch = not (in_place and shape.n_columns % LANES == 0)
+        self.has_scratch = not (in_place and (task.end_to_end or shape.n_columns % LANES == 0))
 
     cdef double* parameter(self, object array) except? NULL:
         """Data of one number a column, kept alive; NULL for None."""
@@ -961,7 +1023,7 @@ cdef class Call:
         cdef Py_ssize_t n_columns = task.shape.n_columns, block, n_rows
         cdef double row_weights[BLOCK_ROWS]
         cdef void* room
-        task.pitch = whole_lines(n_columns)
+        task.pitch = LANES * n_columns if task.end_to_end else whole_lines(n_columns)
         dtype = np.float64 if self.is_double else np.float32
         scratch = np.empty(task.threads * N_PATCHES * PATCH if self.has_scratch else 1, dtype)
         factors = np.zeros(N_FACTORS * task.pitch if what != FORWARD or task.y.data != NULL else 1, dtype)

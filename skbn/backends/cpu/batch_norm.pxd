@@ -19,8 +19,8 @@ With weights the first row may be one that hardly counts, so there both types ge
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
 In a block of an array (arrays.pyx) the rows take turns in LANES sums. Where the columns lie side by side, a lane is every
-sixteenth row; where a column's rows do, they are a matrix of sixteen columns. Both go through the loops below and give
-the same bits.
+sixteenth row; where a column's rows do, or all numbers of the block, sixteen rows are one row of a matrix. All go through
+the loops below and give the same bits.
 
 The inner loops run down the rows of one line (lines.pxd) with their sums in registers. A sum is a chain of dependent
 additions, so even and odd rows have one each, and a phase does all lines of a tile before the next phase begins.
@@ -71,6 +71,7 @@ cdef enum Lie:
     IN_ORDER    # a network's buffer: columns side by side, rows summed in order
     ACROSS      # a block of an array, columns side by side: row i is summed in lane i % LANES
     DOWN        # a block of an array, the rows of a column side by side, columns `stride` apart; the same lanes
+    END_TO_END  # a block of an array, all numbers side by side: LANES rows are one row of a matrix; the same lanes
 
 
 cdef inline double inverse_std(double var, double epsilon) noexcept nogil:
@@ -338,31 +339,28 @@ cdef inline void add_lanes(
 
 
 cdef inline void run_sums(
-    double* total, double* squares,     # OUT (1,)
-    const floating* x,                  # IN  (n_rows,) one column of a block, number after number
-    double pivot, Py_ssize_t n_rows,
+    double* lanes,              # OUT (2, width): the first columns become the sums and those of squares
+    const floating* x,          # IN  (n_numbers,) rows of the block end to end
+    const double* pivots,       # IN  (width,)
+    floating* filled,           # room (STRIP, width)
+    Py_ssize_t n_numbers, Py_ssize_t columns,
 ) noexcept nogil:
-    """Sums of deviations in lanes: the run is a matrix of LANES columns, filled up with the pivot."""
-    cdef double lanes[LANES]
-    cdef double squared_lanes[LANES]
-    cdef double pivots[LANES]
-    cdef floating filled[BLOCK_ROWS]
-    cdef Py_ssize_t i, n_full = (n_rows + LANES - 1) // LANES
-    for i in range(LANES):
-        pivots[i] = pivot
-    if n_rows % LANES:
-        memcpy(filled, x, n_rows * sizeof(floating))
-        for i in range(n_rows, n_full * LANES):
-            filled[i] = <floating> pivot
-        x = filled
-    for i from 0 <= i < n_full by 8:  # STRIP
+    """Sums of deviations in lanes: LANES rows are one row of a matrix, whose last is filled up with pivots."""
+    cdef Py_ssize_t width = LANES * columns, done, left, k
+    cdef const floating* strip
+    for done from 0 <= done < n_numbers by STRIP * width:
+        left = min(n_numbers - done, STRIP * width)
+        strip = x + done
+        if left % width:
+            memcpy(filled, strip, left * sizeof(floating))
+            for k in range(left, (left + width - 1) // width * width):
+                filled[k] = <floating> pivots[k % width]
+            strip = filled
         sums_of_deviations(
-            lanes, squared_lanes, x + i * LANES, pivots, min(<Py_ssize_t> STRIP, n_full - i), LANES, LANES, i > 0
+            lanes, lanes + width, strip, pivots, (left + width - 1) // width, width, width, done > 0
         )
-    add_lanes(lanes, 1)
-    add_lanes(squared_lanes, 1)
-    total[0] = lanes[0]
-    squares[0] = squared_lanes[0]
+    add_lanes(lanes, columns)
+    add_lanes(lanes + width, columns)
 
 
 cdef inline void block_sums(
@@ -370,12 +368,12 @@ cdef inline void block_sums(
     const floating* x,                  # IN  (n_rows, columns) by stride
     const double* weights,              # IN  (n_rows,); NULL: ones
     const double* pivot,                # IN  (columns,)
-    double* lanes,                      # (2, LANES, columns), for rows ACROSS
+    double* lanes,                      # room (3 + STRIP, LANES, columns), unless rows are IN_ORDER
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
 ) noexcept nogil:
-    """Sums of deviations and of their squares over rows that lie in one of three ways."""
+    """Sums of deviations and of their squares over rows that lie in one of these ways."""
     cdef double* squared_lanes = lanes + LANES * columns
-    cdef Py_ssize_t j, lane, first, n_in_lane
+    cdef Py_ssize_t j, k, lane, first, n_in_lane
     if lie == IN_ORDER:
         if weights == NULL:
             sums_of_deviations(sums, squares, x, pivot, n_rows, columns, stride, False)
@@ -383,7 +381,21 @@ cdef inline void block_sums(
             weighted_sums_of_deviations(sums, squares, x, weights, pivot, n_rows, columns, stride, 1, False)
     elif lie == DOWN:
         for j in range(columns):
-            run_sums(sums + j, squares + j, x + j * stride, pivot[j], n_rows)
+            for k in range(LANES):
+                lanes[2 * LANES + k] = pivot[j]
+            run_sums(
+                lanes, x + j * stride, <const double*> lanes + 2 * LANES, <floating*> (lanes + 3 * LANES), n_rows, 1
+            )
+            sums[j] = lanes[0]
+            squares[j] = lanes[LANES]
+        return
+    elif lie == END_TO_END:
+        for k in range(LANES):
+            memcpy(squared_lanes + (LANES + k) * columns, pivot, columns * sizeof(double))
+        run_sums(
+            lanes, x, <const double*> squared_lanes + LANES * columns, <floating*> (squared_lanes + 2 * LANES * columns),
+            n_rows * columns, columns,
+        )
     else:
         for first from 0 <= first < n_rows by 128:  # STRIP * LANES
             for lane in range(LANES):
@@ -400,6 +412,7 @@ cdef inline void block_sums(
                     )
         add_lanes(lanes, columns)
         add_lanes(squared_lanes, columns)
+    if lie != IN_ORDER:
         memcpy(sums, lanes, columns * sizeof(double))
         memcpy(squares, squared_lanes, columns * sizeof(double))
 
@@ -409,7 +422,7 @@ cdef inline void tile_moments(
     const floating* x,                                  # IN  (n_rows, columns) by stride
     const double* weights,                              # IN  (n_rows,); NULL: ones
     double share,                                       # 1 / sum of the weights: not a division a column
-    double* sums,                                       # room: (columns,), and for rows ACROSS (2, LANES, columns) more
+    double* sums,                                       # room (columns,), and what block_sums needs
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, Lie lie,
 ) noexcept nogil:
     """Means as mean + correction; weighted sums of squared deviations from them."""
