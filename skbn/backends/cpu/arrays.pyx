@@ -534,7 +534,7 @@ cdef inline void gradient_sums_of_run(
     floating* room,             # (2 + 2 * GRADIENT_STRIP, width)
     Py_ssize_t n_numbers, Py_ssize_t columns, bint rectify,
 ) noexcept nogil:
-    """Sums in lanes: LANES rows are one row of a matrix, whose last is filled up with zeros."""
+    """Sums in lanes: LANES rows are one row of a matrix, whose last is filled up without gradient."""
     cdef Py_ssize_t width = LANES * columns, done, left, size, k
     cdef floating* filled_dy = room + 2 * width
     cdef floating* filled_x = filled_dy + GRADIENT_STRIP * width
@@ -546,10 +546,11 @@ cdef inline void gradient_sums_of_run(
         strip_of_dy = dy + done
         strip_of_x = x + done
         if left < size:
-            memset(filled_dy, 0, size * sizeof(floating))
-            memset(filled_x, 0, size * sizeof(floating))
             memcpy(filled_dy, strip_of_dy, left * sizeof(floating))
             memcpy(filled_x, strip_of_x, left * sizeof(floating))
+            for k in range(left, size):
+                filled_dy[k] = 0
+                filled_x[k] = factors[HIGH * pitch + k % width]
             strip_of_dy = filled_dy
             strip_of_x = filled_x
         gradient_sums_of_tile(
@@ -732,7 +733,7 @@ cdef void do_block(
 ) noexcept nogil:
     """A block by some columns: all end to end, or those that are taken side by side, then the rest."""
     cdef Py_ssize_t across = 0 if task.ignore_nan else columns_across(task, n_columns)
-    if task.end_to_end and not task.ignore_nan:
+    if task.end_to_end:
         do_patch(task, scratch, room, what, END_TO_END, block, first, n_columns)
         return
     if across > 0:
@@ -911,13 +912,17 @@ cdef class Call:
         Gradient, and where to write.
     activation : Activation
         Behind the normalization.
+    ignore_nan : bool
+        Whether moments are those of the other numbers of a column.
     """
 
     cdef Task task
     cdef bint is_double, in_cache, has_scratch
     cdef list owners
 
-    def __init__(self, x, tuple axes, weights, dy=None, y=None, int activation=SKBN_IDENTITY):
+    def __init__(
+        self, x, tuple axes, weights, dy=None, y=None, int activation=SKBN_IDENTITY, bint ignore_nan=False
+    ):
         cdef Task* task = &self.task
         cdef Shape* shape = &task.shape
         cdef Operand* operands[3]
@@ -929,6 +934,7 @@ cdef class Call:
         cdef int n_operands = 0, axis, k
         memset(task, 0, sizeof(Task))
         task.activation = activation
+        task.ignore_nan = ignore_nan
         self.owners = [x, weights, dy, y]
         self.is_double = x.dtype == np.float64
         operands[0] = &task.x
@@ -987,7 +993,9 @@ cdef class Call:
         cdef Shape* shape = &task.shape
         cdef Py_ssize_t size = sizeof(double) if self.is_double else sizeof(float)
         cdef Py_ssize_t n_read = 1 if task.dy.data == NULL else 2
-        cdef bint in_place = task.weights == NULL and shape.n_row_axes < 2 and shape.n_column_axes == 1
+        cdef bint in_place = (
+            task.weights == NULL and not task.ignore_nan and shape.n_row_axes < 2 and shape.n_column_axes == 1
+        )
         cdef int k
         for k in range(n_operands):
             in_place = in_place and innermost(operands[k].column_strides, shape.n_column_axes) == 1
@@ -1050,10 +1058,9 @@ cdef class Call:
 
 def moments(x, axes, weights=None, bint ignore_nan=False):
     """Return weight, mean in two parts and biased variance of each column, (4, n_columns)."""
-    cdef Call call = Call(x, axes, weights)
+    cdef Call call = Call(x, axes, weights, ignore_nan=ignore_nan)
     cdef Task* task = &call.task
     statistics = np.empty((4, task.shape.n_columns))
-    task.ignore_nan = ignore_nan
     task.weight = call.parameter(statistics[0])
     task.mean = call.parameter(statistics[1])
     task.low = call.parameter(statistics[2])
