@@ -1,7 +1,7 @@
 """Build the compiled parts of skbn; everything that is not an extension is in pyproject.toml.
 
-What computes are two Cython sources, each compiled under several names: once for any machine and, on
-x86-64, once more for processors with AVX2 and once for those with AVX-512 (the levels that
+What computes are two Cython sources, each compiled under several names: once for any machine and,
+on x86-64, once more for processors with AVX2 and once for those with AVX-512 (the levels that
 compilers call x86-64-v3 and x86-64-v4). Each copy gets a build folder and so a generated C file
 of its own, and ``skbn.backends.cpu`` chooses when it is imported. What the compiler can do is
 found out by asking it: small programs are compiled and linked, for OpenMP and for the

@@ -28,7 +28,7 @@ _ACTIVATIONS = {activation.name.lower(): activation for activation in Activation
 class BatchNormSaved:
     """What :func:`batch_norm` hands to :func:`batch_norm_backward`.
 
-    Attributes
+    Parameters
     ----------
     x : ndarray
         The input itself; a copy only where it was converted, or lay in gaps.
@@ -44,6 +44,8 @@ class BatchNormSaved:
         Name of the activation.
     sample_weight : ndarray of float64 or None
         Weights of the samples.
+    statistics : ndarray of float64 of shape (4, n_entries)
+        What the backend keeps: mean in two parts, variance and 1/std, one after the other.
     """
 
     x: np.ndarray
@@ -55,7 +57,7 @@ class BatchNormSaved:
     axis: tuple
     activation: str
     sample_weight: np.ndarray | None
-    _statistics: np.ndarray = field(repr=False)  # (4, n): mean in two parts, var, inv_std
+    statistics: np.ndarray = field(repr=False)
 
 
 def moments(x, *, axis=-1, sample_weight=None):
@@ -190,12 +192,12 @@ def batch_norm(
 
 
 def batch_norm_backward(dy, saved, *, out=None):
-    """Gradients of :func:`batch_norm` with respect to x, gamma and beta.
+    """Differentiate :func:`batch_norm` with respect to x, gamma and beta.
 
     With dz the gradient in front of the activation, xhat the normalized x and n the number of
     values that share a mean: ``dbeta = sum(dz)``, ``dgamma = sum(dz * xhat)`` and
-    ``dx = gamma / sqrt(var + epsilon) * (dz - dbeta / n - xhat * dgamma / n)``; with weights w, n is
-    their sum and the last two terms are multiplied by w.
+    ``dx = gamma / sqrt(var + epsilon) * (dz - dbeta / n - xhat * dgamma / n)``; with weights w, n
+    is their sum and the last two terms are multiplied by w.
 
     Parameters
     ----------
@@ -245,7 +247,7 @@ def batch_norm_backward(dy, saved, *, out=None):
         saved.axis,
         _flat(saved.gamma),
         _flat(saved.beta),
-        saved._statistics,
+        saved.statistics,
         _activation(saved.activation),
         saved.sample_weight,
     )

@@ -1,7 +1,8 @@
 """Batch normalization of arrays in NumPy: the formulas, on rows. It judges cpu/arrays.pyx.
 
-Every array is seen as rows and columns: the axes that keep their own statistics are the columns, all
-others, in C order, the rows. Statistics come as a float64 array of one column for each entry kept.
+Every array is seen as rows and columns: the axes that keep their own statistics are the columns,
+all others, in C order, the rows. Statistics come as a float64 array of one column for each entry
+kept.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -69,7 +70,8 @@ def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=Non
 
 def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, epsilon, activation):
     """Normalize with given statistics."""
-    z = ((as_rows(x, axes).astype(np.longdouble) - mean) - low) * reference.inverse_std(var, epsilon)
+    centred = (as_rows(x, axes).astype(np.longdouble) - mean) - low
+    z = centred * reference.inverse_std(var, epsilon)
     z = z * (1 if gamma is None else gamma) + (0 if beta is None else beta)
     fill(y, activated(z.astype(np.float64), activation), axes)
 

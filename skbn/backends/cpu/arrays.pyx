@@ -38,7 +38,6 @@ from skbn.backends.cpu.batch_norm cimport (
     HIGH,
     INV_STD,
     LANES,
-    LOW,
     MEAN_DZ,
     N_FACTORS,
     ROW_BY_ROW,
@@ -431,7 +430,8 @@ cdef inline void normalize_run(
     """Numbers side by side, whose factors repeat after `width`, which is whole lines."""
     cdef floating room[LANES * TILE]
     cdef Py_ssize_t full = n_numbers // width, rest = n_numbers % width
-    normalize_tile(y, x, factors, pitch, full, width, width, width, rectify, order_for(<const floating*> y, width, order))
+    order = order_for(<const floating*> y, width, order)
+    normalize_tile(y, x, factors, pitch, full, width, width, width, rectify, order)
     if rest:
         memset(room, 0, width * sizeof(floating))
         memcpy(room, x + full * width, rest * sizeof(floating))
@@ -619,7 +619,7 @@ cdef void gradient_sums_of_patch(
 
 
 cdef void merge_gradients(Task* task, const floating* kind, Py_ssize_t first, Py_ssize_t n_columns) noexcept nogil:
-    cdef Py_ssize_t block, j
+    cdef Py_ssize_t _block, j
     cdef double divided = task.share if task.weights == NULL else 1  # else the share goes with the row
     cdef floating* factors = factors_from(kind, task, first)
     cdef double* dbeta = task.dbeta + first
@@ -627,7 +627,7 @@ cdef void merge_gradients(Task* task, const floating* kind, Py_ssize_t first, Py
     cdef const double* parts = task.parts + first
     memset(dbeta, 0, n_columns * sizeof(double))
     memset(dgamma, 0, n_columns * sizeof(double))
-    for block in range(task.n_blocks):
+    for _block in range(task.n_blocks):
         for j in range(n_columns):
             dbeta[j] = dbeta[j] + parts[j]
             dgamma[j] = dgamma[j] + parts[task.shape.n_columns + j]
@@ -784,17 +784,17 @@ cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssi
     do_block(task, scratch, room, what, block, first, min(width, task.shape.n_columns - first))
 
 
+cdef inline double* room_of(const Task* task, int thread) noexcept nogil:
+    return task.rooms + thread * N_ROOMS * WIDE_TILE
+
+
 cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units, bint by_tile) noexcept nogil:
     cdef Py_ssize_t unit
     for unit in prange(n_units, num_threads=task.threads, schedule="static"):
         if by_tile:
-            do_tile(
-                task, scratch + threadid() * N_PATCHES * PATCH, task.rooms + threadid() * N_ROOMS * WIDE_TILE, what, unit
-            )
+            do_tile(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
         else:
-            do_unit(
-                task, scratch + threadid() * N_PATCHES * PATCH, task.rooms + threadid() * N_ROOMS * WIDE_TILE, what, unit
-            )
+            do_unit(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
     if task.order == STREAMING:
         stream_end()
 

@@ -18,9 +18,9 @@ and a constant column has variance 0 exactly. The mean is kept in two parts, mea
 With weights the first row may be one that hardly counts, so there both types get the mean first.
 
 Columns are independent of each other and rows are summed in order, so a column's bits do not depend on its neighbours.
-In a block of an array (arrays.pyx) the rows take turns in LANES sums. Where the columns lie side by side, a lane is every
-sixteenth row; where a column's rows do, or all numbers of the block, sixteen rows are one row of a matrix. All go through
-the loops below and give the same bits.
+In a block of an array (arrays.pyx) the rows take turns in LANES sums. Where the columns lie side by side, a lane is
+every sixteenth row; where a column's rows do, or all numbers of the block, sixteen rows are one row of a matrix. All go
+through the loops below and give the same bits.
 
 The inner loops run down the rows of one line (lines.pxd) with their sums in registers. A sum is a chain of dependent
 additions, so even and odd rows have one each, and a phase does all lines of a tile before the next phase begins.
@@ -161,7 +161,7 @@ cdef inline void normalize(
     bint rectify, Order order,
 ) noexcept nogil:
     """Every column for itself, or row by row, past the cache if asked."""
-    cdef Py_ssize_t i, k
+    cdef Py_ssize_t _row, i, k
     cdef line h, lo, a, b
     if order == DOWN_THE_LINES:
         for k in range(n_lines):
@@ -172,13 +172,13 @@ cdef inline void normalize(
             for i in range(n_rows):
                 below(y, i * y_stride)[k] = normalized(below(x, i * x_stride)[k], h, lo, a, b, rectify)
     elif order == ROW_BY_ROW:
-        for i in range(n_rows):
+        for _row in range(n_rows):
             for k in range(n_lines):
                 y[k] = normalized(x[k], high[k], low[k], scale[k], shift[k], rectify)
             y = below(y, y_stride)
             x = below(x, x_stride)
     else:
-        for i in range(n_rows):
+        for _row in range(n_rows):
             for k in range(n_lines):
                 stream_line(y + k, normalized(x[k], high[k], low[k], scale[k], shift[k], rectify))
             y = below(y, y_stride)
@@ -246,7 +246,7 @@ cdef inline void input_gradient(
     bint rectify, Order order,
 ) noexcept nogil:
     """The gradient with respect to x, in the orders of normalize."""
-    cdef Py_ssize_t i, k
+    cdef Py_ssize_t _row, i, k
     cdef line h, lo, a, b, m, s
     if order == DOWN_THE_LINES:
         for k in range(n_lines):
@@ -261,7 +261,7 @@ cdef inline void input_gradient(
                     below(dy, i * dy_stride)[k], below(x, i * x_stride)[k], h, lo, a, b, m, s, rectify
                 )
     elif order == ROW_BY_ROW:
-        for i in range(n_rows):
+        for _row in range(n_rows):
             for k in range(n_lines):
                 dx[k] = gradient_in(
                     dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
@@ -270,7 +270,7 @@ cdef inline void input_gradient(
             dy = below(dy, dy_stride)
             x = below(x, x_stride)
     else:
-        for i in range(n_rows):
+        for _row in range(n_rows):
             for k in range(n_lines):
                 stream_line(dx + k, gradient_in(
                     dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
@@ -393,8 +393,8 @@ cdef inline void block_sums(
         for k in range(LANES):
             memcpy(squared_lanes + (LANES + k) * columns, pivot, columns * sizeof(double))
         run_sums(
-            lanes, x, <const double*> squared_lanes + LANES * columns, <floating*> (squared_lanes + 2 * LANES * columns),
-            n_rows * columns, columns,
+            lanes, x, <const double*> squared_lanes + LANES * columns,
+            <floating*> (squared_lanes + 2 * LANES * columns), n_rows * columns, columns,
         )
     else:
         for first from 0 <= first < n_rows by 128:  # STRIP * LANES
@@ -632,7 +632,8 @@ cdef inline double batch_norm_forward(
                 statistics[first + j] = mean[j] + correction[j]
                 statistics[stride + first + j] = square[j]
         normalize_tile(
-            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, DOWN_THE_LINES
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride,
+            activation == SKBN_RELU, DOWN_THE_LINES,
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)
@@ -672,7 +673,8 @@ cdef inline void batch_norm_backward(
                 factors[SCALE * TILE + j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
         for start in range(0, n_rows, 64):  # BLOCK
             gradient_sums_of_tile(
-                part, part_xhat, dz + start * stride + first, x + start * stride + first, <const floating*> factors, TILE,
+                part, part_xhat, dz + start * stride + first, x + start * stride + first,
+                <const floating*> factors, TILE,
                 min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False, False,
             )
             for j in range(columns):
@@ -716,7 +718,8 @@ cdef inline void batch_norm_forward_eval(
             for j in range(columns):
                 factors[SHIFT * TILE + j] = beta[first + j]
         normalize_tile(
-            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride, activation == SKBN_RELU, DOWN_THE_LINES
+            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride,
+            activation == SKBN_RELU, DOWN_THE_LINES,
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
         activation_forward(y, activation, n_rows, width, stride)

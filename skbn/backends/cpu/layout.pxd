@@ -2,10 +2,10 @@
 """How an array lies in memory, seen as rows and columns, and how patches of it get to the kernels.
 
 Columns are the entries that keep their own statistics, rows everything else, both counted in C order of the array's
-axes. A patch is a block of rows by a tile of columns. Kernels take patches whose columns lie side by side (ACROSS) or
-whose rows do (DOWN), so most arrays are read and written where they are: C order, Fortran order, channels first or last,
-slices of these. Any other patch is copied into scratch, and from there the same kernels give the same bits. Copying
-the whole array first was rejected: it takes two passes through memory where kernels need three.
+axes. A patch is a block of rows by some columns. Kernels take patches whose columns lie side by side (ACROSS), whose
+rows do (DOWN), or both (END_TO_END), so most arrays are read and written where they are: C order, Fortran order,
+channels first or last, slices of these. Any other patch is copied into scratch, and from there the same kernels give
+the same bits. Copying whole arrays was rejected: it takes two passes through memory where the kernels need three.
 """
 
 from cython cimport floating
