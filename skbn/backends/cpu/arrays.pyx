@@ -2,7 +2,7 @@
 """Batch normalization of arrays of any layout, at the speed of memory. Formulas: docs/design.md.
 
 The kernels are the network's (batch_norm.pxd); what is different is that rows are many and lie as the user has them. An
-array is cut into blocks of BLOCK_ROWS rows by tiles of TILE columns (layout.pxd). Sums are taken block by block and
+array is cut into blocks of BLOCK_ROWS rows by tiles of columns (layout.pxd). Sums are taken block by block and
 merged in the order of the blocks: mean and squared deviations by Chan et al. (1979), relative to the first row, so that
 means far from zero keep their digits. Blocks depend on the number of rows alone and every column is summed for itself,
 so a result has the same bits whatever the layout, the neighbours and the number of threads.
@@ -782,6 +782,8 @@ cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssi
         block = unit // n_tiles
         first = unit % n_tiles * width
     do_block(task, scratch, room, what, block, first, min(width, task.shape.n_columns - first))
+    if task.order == STREAMING:
+        stream_end()
 
 
 cdef inline double* room_of(const Task* task, int thread) noexcept nogil:
@@ -795,8 +797,6 @@ cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units
             do_tile(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
         else:
             do_unit(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
-    if task.order == STREAMING:
-        stream_end()
 
 
 cdef void run_tiles(Task* task, floating* scratch, What what) noexcept nogil:
@@ -932,6 +932,8 @@ cdef class Call:
         cdef const Py_ssize_t* stride[3]
         cdef Py_ssize_t length
         cdef int n_operands = 0, axis, k
+        if x.size == 0:
+            raise ValueError(f"There is nothing to normalize in an array of shape {x.shape}.")
         memset(task, 0, sizeof(Task))
         task.activation = activation
         task.ignore_nan = ignore_nan
@@ -981,9 +983,12 @@ cdef class Call:
             task.threads = n_threads()
         task.share = 1.0 / shape.n_rows
         if weights is not None:
+            if weights.shape != x.shape[:1] or 0 in axes:
+                raise ValueError(f"Expected a weight for each of {x.shape[0]} samples, got {weights.shape}.")
             task.rows_per_sample = shape.n_rows // <Py_ssize_t> weights.shape[0]
             task.weights = doubles(weights, weights.shape[0])
-            task.share = 1 / (weights.sum() * task.rows_per_sample)
+            total = weights.sum() * task.rows_per_sample
+            task.share = 1 / total if total > 0 else 0
             task.first_row = (weights > 0).argmax() * task.rows_per_sample
         self.choose_tiles(operands, n_operands)
 
