@@ -810,3 +810,22 @@ def test_n18_in_the_transformer(row, dtype, unchanged):
         for refuse in (norm.fit, norm.partial_fit, norm.transform):
             with pytest.raises(ValueError, match="infinity"):
                 refuse(x)
+
+
+@each_dtype
+@pytest.mark.parametrize("n_columns", [64, 512])
+def test_n17_n18_runs_in_scratch(n_columns, dtype):
+    """Rows that are one row, and moments without NaN, go down the columns, whatever the layout."""
+    row = normal(1, n_columns).astype(dtype)
+    x = np.broadcast_to(row, (100, n_columns))
+    y, saved = batch_norm(x)
+    assert_array_equal(saved.mean, row[0])
+    assert_array_equal(saved.var, 0)
+    assert_array_equal(y, 0)
+    dx, _, _ = batch_norm_backward(np.ones_like(x), saved)
+    assert np.isfinite(dx).all()
+    x = normal(100, n_columns).astype(dtype)
+    x[7, 3] = np.nan
+    norm = BatchNormTransformer().fit(x)
+    assert_allclose(norm.mean_, np.nanmean(x.astype(F64), axis=0), rtol=1e-12, atol=1e-14)
+    assert_allclose(norm.var_, np.nanvar(x.astype(F64), axis=0), rtol=1e-12)

@@ -998,8 +998,8 @@ cdef class Call:
         cdef Shape* shape = &task.shape
         cdef Py_ssize_t size = sizeof(double) if self.is_double else sizeof(float)
         cdef Py_ssize_t n_read = 1 if task.dy.data == NULL else 2
-        cdef bint in_place = (
-            task.weights == NULL and not task.ignore_nan and shape.n_row_axes < 2 and shape.n_column_axes == 1
+        cdef bint in_place = shape.n_row_axes < 2 and shape.n_column_axes == 1 and not (
+            task.weights != NULL or task.ignore_nan or task.rows_are_near  # whole tiles, or runs, from scratch
         )
         cdef int k
         for k in range(n_operands):
