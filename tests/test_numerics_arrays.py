@@ -812,6 +812,47 @@ def test_n18_in_the_transformer(row, dtype, unchanged):
                 refuse(x)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("axes", [(1,), (0, 2), (2,)])
+def test_n10_beside_columns_beyond_float32(axes, weighted, activation):
+    """What must be computed in float64 takes nothing else with it."""
+    rng = np.random.RandomState(0)
+    x = rng.normal(size=(20, 18, 17)).astype(F32)
+    weights = rng.randint(0, 3, size=20) if weighted and 0 not in axes else None
+    dy = rng.normal(size=x.shape).astype(F32)
+    kept = [x.shape[axis] for axis in axes]
+    gamma, beta = rng.normal(size=(2, *kept))
+    extreme = np.zeros(kept, bool)
+    extreme.flat[[1, 5]] = True
+    scale = np.ones(kept)
+    scale.flat[[1, 5]] = 1e-33, 1e34
+    beside = np.moveaxis(
+        np.moveaxis(x, axes, range(-len(axes), 0)) * scale, range(-len(axes), 0), axes
+    )
+    beside = beside.astype(F32)
+
+    def results(x, dy, **out):
+        keys = dict(axis=axes, activation=activation)
+        y, saved = batch_norm(x, gamma, beta, epsilon=0.0, sample_weight=weights, **keys)
+        inferred = batch_norm_inference(
+            x.copy(), saved.mean, saved.var, gamma, beta, epsilon=0.0, **keys
+        )
+        dx, dgamma, dbeta = batch_norm_backward(dy, saved, **out)
+        first = range(len(axes))
+        return [*(np.moveaxis(a, axes, first) for a in (y, inferred, dx)), dgamma, dbeta]
+
+    copy = dy.copy()
+    for alone, other, in_place in zip(
+        results(x, dy), results(beside, dy), results(beside, copy, out=copy), strict=True
+    ):
+        assert_array_equal(alone[~extreme], other[~extreme])
+        assert_array_equal(in_place, other)
+    y = np.moveaxis(batch_norm(beside, axis=axes, epsilon=0.0)[0], axes, range(len(axes)))
+    same = np.moveaxis(batch_norm(x, axis=axes, epsilon=0.0)[0], axes, range(len(axes)))
+    assert_allclose(y[extreme], same[extreme], rtol=1e-5, atol=1e-6)
+
+
 @each_dtype
 @pytest.mark.parametrize("n_columns", [64, 512])
 def test_n17_n18_runs_in_scratch(n_columns, dtype):

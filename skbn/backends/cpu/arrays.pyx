@@ -134,6 +134,7 @@ cdef struct Task:
     double epsilon
     int activation
     bint needs_double           # OUT a factor is out of the range of float32, or nearly so
+    bint goes_on                # whatever the factors
 
 
 # Patches: where the numbers of a block by some columns are, or a copy of them.
@@ -815,7 +816,7 @@ cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) no
     """
     if what == NORMALIZE or what == BACKWARD:
         run_tiles(task, scratch, START)
-        if task.needs_double:  # before anything is written: y may be x
+        if task.needs_double and not task.goes_on:  # before anything is written: y may be x
             return
     if what == NORMALIZE:
         run_blocks(task, scratch, NORMALIZE)
@@ -834,6 +835,18 @@ cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) no
 
 
 # From Python.
+
+
+def beyond_float32(inv_std, gamma):
+    """Which columns set_factors finds extreme: these are computed in float64, the others as they are without them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = np.abs([inv_std, inv_std if gamma is None else inv_std * gamma]).astype(np.float32)
+    return ((factors != 0) & ((factors < 1e-30) | (factors > 1e30))).any(axis=0)
+
+
+def columns_last(x, axes):
+    """View of an array, the axes kept behind the others."""
+    return x.transpose([*(axis for axis in range(x.ndim) if axis not in axes), *axes])
 
 
 cdef double* doubles(object array, Py_ssize_t size) except? NULL:
@@ -1099,15 +1112,23 @@ def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, double epsi
     task.mean = call.parameter(mean)
     task.low = call.parameter(low)
     task.var = call.parameter(var)
-    task.inv_std = call.parameter(np.empty(task.shape.n_columns))
+    inv_std = np.empty(task.shape.n_columns)
+    task.inv_std = call.parameter(inv_std)
     task.gamma = call.parameter(gamma)
     task.beta = call.parameter(beta)
     task.epsilon = epsilon
     call.run(NORMALIZE)
     if task.needs_double:
-        wide = np.empty(x.shape)
-        batch_norm_forward_eval(wide, x.astype(np.float64), axes, gamma, beta, mean, low, var, epsilon, activation)
-        y[...] = wide
+        extreme = beyond_float32(inv_std, gamma)
+        chosen = extreme.reshape([x.shape[axis] for axis in axes])
+        wide_x = columns_last(x, axes)[..., chosen].astype(np.float64)
+        wide = np.empty_like(wide_x)
+        parameters = (None if array is None else array[extreme] for array in (gamma, beta, mean, low, var))
+        batch_norm_forward_eval(wide, wide_x, (wide.ndim - 1,), *parameters, epsilon, activation)
+        task.goes_on = True
+        call.run(NORMALIZE)
+        with np.errstate(over="ignore"):
+            columns_last(y, axes)[..., chosen] = wide
 
 
 def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation, weights=None):
@@ -1124,9 +1145,18 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation
     task.dbeta = call.parameter(sums[1])
     call.run(BACKWARD)
     if task.needs_double:
-        wide = np.empty(x.shape)
-        sums = batch_norm_backward(
-            wide, dy.astype(np.float64), x.astype(np.float64), axes, gamma, beta, statistics, activation, weights
+        extreme = beyond_float32(statistics[3], gamma)
+        chosen = extreme.reshape([x.shape[axis] for axis in axes])
+        wide_dy, wide_x = (columns_last(array, axes)[..., chosen].astype(np.float64) for array in (dy, x))
+        wide = np.empty_like(wide_x)
+        parameters = (None if array is None else array[extreme] for array in (gamma, beta))
+        wide_sums = batch_norm_backward(
+            wide, wide_dy, wide_x, (wide.ndim - 1,), *parameters, [row[extreme] for row in statistics],
+            activation, weights,
         )
-        dx[...] = wide
+        task.goes_on = True
+        call.run(BACKWARD)
+        with np.errstate(over="ignore"):
+            columns_last(dx, axes)[..., chosen] = wide
+        sums[:, extreme] = wide_sums
     return sums
