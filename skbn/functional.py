@@ -43,7 +43,7 @@ class BatchNormSaved:
     activation : str
         Name of the activation.
     sample_weight : ndarray of float64 or None
-        Weights of the samples.
+        Weights of the samples, divided by a power of two: the largest is in [0.5, 1).
     statistics : ndarray of float64 of shape (4, n_entries)
         What the backend keeps: mean in two parts, variance and 1/std, one after the other.
     """
@@ -186,7 +186,7 @@ def batch_norm(
         y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
     )
     _check_overflow(statistics[2], x, axes)
-    mean, _, var, inv_std = statistics.reshape(4, *kept)
+    mean, _, var, inv_std = (row.reshape(kept) for row in statistics)
     name = activation.name.lower()
     return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, axes, name, weights, statistics)
 
@@ -205,7 +205,8 @@ def batch_norm_backward(dy, saved, *, out=None):
         Gradient with respect to the output of ``batch_norm``, of the shape of x. Weights are part
         of it already, as those of a weighted loss are.
     saved : BatchNormSaved
-        What ``batch_norm`` returned. Its x must not have changed in between.
+        What ``batch_norm`` returned. Its arrays must not have changed in between: x, gamma and
+        beta may be the caller's own.
     out : ndarray, default=None
         Where to write dx: an array of the shape and type of x, which may be ``dy`` or ``saved.x``.
 
@@ -253,7 +254,7 @@ def batch_norm_backward(dy, saved, *, out=None):
     )
     if target is not dx:
         dx[...] = target
-    dgamma, dbeta = sums.reshape(2, *saved.mean.shape)
+    dgamma, dbeta = (row.reshape(saved.mean.shape) for row in sums)
     return dx, dgamma, dbeta
 
 
@@ -378,7 +379,7 @@ def _kept(value, name, kept):
     value = _numbers(value, name, np.dtype(np.float64))
     if value.shape != kept and value.size != 1:
         raise ValueError(f"{name} has shape {value.shape}; the axes kept have shape {kept}.")
-    return np.ascontiguousarray(value if value.shape == kept else np.full(kept, value.item()))
+    return np.asarray(value if value.shape == kept else np.full(kept, value.item()), order="C")
 
 
 def _flat(value):
@@ -391,14 +392,16 @@ def _weights(sample_weight, x, axes):
         return None
     if 0 in axes:
         raise ValueError("sample_weight needs the first axis, which holds the samples, reduced.")
-    weights = np.ascontiguousarray(_numbers(sample_weight, "sample_weight", np.dtype(np.float64)))
+    weights = _numbers(sample_weight, "sample_weight", np.dtype(np.float64))
     if weights.shape != x.shape[:1]:
         raise ValueError(f"sample_weight has shape {weights.shape}, expected {x.shape[:1]}.")
     if not (weights >= 0).all() or weights.max() == inf:
         raise ValueError("sample_weight holds values that are negative or not finite.")
     if not weights.any():
         raise ValueError("sample_weight is zero for every sample.")
-    return weights
+    # Only ratios matter: by a power of two, so that no sum overflows and all have an inverse.
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+    return np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)
 
 
 def _epsilon(epsilon):

@@ -870,3 +870,36 @@ def test_n17_n18_runs_in_scratch(n_columns, dtype):
     norm = BatchNormTransformer().fit(x)
     assert_allclose(norm.mean_, np.nanmean(x.astype(F64), axis=0), rtol=1e-12, atol=1e-14)
     assert_allclose(norm.var_, np.nanvar(x.astype(F64), axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-320, 1e-300, 1e300, 1.7e308])
+def test_weights_of_any_magnitude(scale):
+    """Only ratios of weights matter; sums of them need not be numbers."""
+    x, dy = normal(600, 2), normal(600, 2, seed=1)
+    weights = np.r_[np.zeros(300), np.ones(300)]
+    y, saved = batch_norm(x, sample_weight=weights)
+    y_scaled, saved_scaled = batch_norm(x, sample_weight=scale * weights)
+    assert_allclose(y_scaled, y, rtol=1e-14, atol=1e-14)
+    for found, expected in zip(
+        batch_norm_backward(dy, saved_scaled), batch_norm_backward(dy, saved), strict=True
+    ):
+        assert_allclose(found, expected, rtol=1e-13, atol=1e-14)
+    negligible = np.r_[np.full(300, 1e-320), np.ones(300)]
+    assert_array_equal(moments(x, sample_weight=negligible), moments(x, sample_weight=weights))
+
+
+def test_one_mean_for_all_has_no_axes():
+    x = normal(5, 4)
+    y, saved = batch_norm(x, 2.0, np.array(1.0), axis=None)
+    parts = [saved.gamma, saved.beta, saved.mean, saved.var, saved.inv_std]
+    for part in [*parts, *batch_norm_backward(y, saved)[1:], *moments(x, axis=None)]:
+        assert isinstance(part, np.ndarray)
+        assert part.shape == ()
+
+
+@pytest.mark.parametrize("n_weights", [1, 3, 16])
+def test_weights_that_do_not_fit_are_refused_before_memory_is_read(n_weights):
+    _, saved = batch_norm(normal(8, 2), sample_weight=np.ones(8))
+    saved.sample_weight = np.ones(n_weights)
+    with pytest.raises(ValueError, match="weight for each of 8"):
+        batch_norm_backward(normal(8, 2), saved)
