@@ -78,7 +78,7 @@ def openmp_candidates(compiler_type):
     return candidates
 
 
-# Instruction levels beyond the baseline that the executor is compiled for, and their flags.
+# Instruction levels beyond the baseline that the kernels are compiled for, and their flags.
 LEVELS = {
     "x86_64_v3": ["-march=x86-64-v3"],
     "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],

@@ -178,7 +178,7 @@ def batch_norm(
     activation = _activation(activation)
     weights = _weights(sample_weight, x, axes)
     epsilon = _epsilon(epsilon)
-    if out is not None and np.may_share_memory(out, x):
+    if out is not None and np.may_share_memory(out, x, max_work=1):
         raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
     x = _packed(x, axes)
     y = _output(out, x)
@@ -438,7 +438,7 @@ def _output(out, x):
 
 def _overlaps_shifted(out, x):
     """Whether writing into out would overwrite numbers of x that are still to be read."""
-    return np.may_share_memory(out, x) and not (
+    return np.may_share_memory(out, x, max_work=1) and not (
         out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
         and out.strides == x.strides
     )

@@ -903,3 +903,19 @@ def test_weights_that_do_not_fit_are_refused_before_memory_is_read(n_weights):
     saved.sample_weight = np.ones(n_weights)
     with pytest.raises(ValueError, match="weight for each of 8"):
         batch_norm_backward(normal(8, 2), saved)
+
+
+@pytest.mark.parametrize("n_rows", [3, 5000])
+def test_halves_of_one_array(n_rows):
+    """From some channels of an array to others, which lie between them in memory."""
+    both = normal(n_rows, 128).astype(F32).reshape(n_rows, 1, 128)
+    x, out = both[..., :64], both[..., 64:]
+    expected = batch_norm(x.copy())[0]
+    y, saved = batch_norm(x, out=out)
+    assert y is out
+    assert_array_equal(y, expected)
+    dx, _, _ = batch_norm_backward(np.ones_like(x), saved, out=out)
+    assert dx is out
+    assert_array_equal(batch_norm_inference(x, saved.mean, saved.var, out=out), expected)
+    with pytest.raises(ValueError, match="shares memory"):
+        batch_norm(x, out=both[..., 63:127])
