@@ -445,7 +445,7 @@ def test_parameters_of_two_axes_are_not_flat():
 
 
 @each_norm
-@pytest.mark.parametrize("value", [1j, [1, 2j, 3, 4, 5], "one", object()], ids=str)
+@pytest.mark.parametrize("value", [1j, [1, 2j, 3, 4, 5], "one", object()], ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("name", ["gamma", "beta"])
 def test_parameters_are_numbers(name, value, function):
     with pytest.raises((TypeError, ValueError), match=r"Complex data|convert string|float"):

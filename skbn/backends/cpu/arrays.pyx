@@ -133,7 +133,8 @@ cdef struct Task:
     const double* beta          # NULL: zeros
     double epsilon
     int activation
-    bint needs_double           # OUT a factor is out of the range of float32, or nearly so
+    unsigned char* is_extreme   # OUT (n_columns,) a factor is out of the range of float32, or nearly so
+    bint needs_double           # OUT so it is in one of the columns
     bint goes_on                # whatever the factors
 
 
@@ -362,7 +363,11 @@ cdef void set_factors(Task* task, const floating* kind, Py_ssize_t first, Py_ssi
         repeat_factors(factors, task.pitch, <const floating*> factors, task.pitch, n_columns)
     if floating is float:
         for j in range(n_columns):
-            if is_extreme(factors[INV_STD * task.pitch + j]) or is_extreme(factors[SCALE * task.pitch + j]):
+            if (
+                is_extreme(factors[INV_STD * task.pitch + j]) or is_extreme(factors[SCALE * task.pitch + j])
+                or fabs(task.mean[first + j]) > 1e30
+            ):
+                task.is_extreme[first + j] = 1
                 task.needs_double = True
 
 
@@ -837,13 +842,6 @@ cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) no
 # From Python.
 
 
-def beyond_float32(inv_std, gamma):
-    """Which columns set_factors finds extreme: these are computed in float64, the others as they are without them."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        factors = np.abs([inv_std, inv_std if gamma is None else inv_std * gamma]).astype(np.float32)
-    return ((factors != 0) & ((factors < 1e-30) | (factors > 1e30))).any(axis=0)
-
-
 def columns_last(x, axes):
     """View of an array, the axes kept behind the others."""
     return x.transpose([*(axis for axis in range(x.ndim) if axis not in axes), *axes])
@@ -932,6 +930,7 @@ cdef class Call:
     cdef Task task
     cdef bint is_double, in_cache, has_scratch
     cdef list owners
+    cdef object extreme
 
     def __init__(
         self, x, tuple axes, weights, dy=None, y=None, int activation=SKBN_IDENTITY, bint ignore_nan=False
@@ -1056,6 +1055,8 @@ cdef class Call:
         rooms = np.empty(task.threads * N_ROOMS * WIDE_TILE)
         parts = np.empty(2 * task.n_blocks * n_columns)
         totals = np.empty(task.n_blocks * (n_columns if task.ignore_nan else 1))
+        self.extreme = np.zeros(n_columns, np.uint8)
+        task.is_extreme = <unsigned char*> data(self.extreme)
         task.rooms = doubles(rooms, 0)
         task.parts = doubles(parts, 0)
         task.totals = doubles(totals, 0)
@@ -1112,14 +1113,13 @@ def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, double epsi
     task.mean = call.parameter(mean)
     task.low = call.parameter(low)
     task.var = call.parameter(var)
-    inv_std = np.empty(task.shape.n_columns)
-    task.inv_std = call.parameter(inv_std)
+    task.inv_std = call.parameter(np.empty(task.shape.n_columns))
     task.gamma = call.parameter(gamma)
     task.beta = call.parameter(beta)
     task.epsilon = epsilon
     call.run(NORMALIZE)
     if task.needs_double:
-        extreme = beyond_float32(inv_std, gamma)
+        extreme = call.extreme.view(bool)  # these in float64, the others as they are without them
         chosen = extreme.reshape([x.shape[axis] for axis in axes])
         wide_x = columns_last(x, axes)[..., chosen].astype(np.float64)
         wide = np.empty_like(wide_x)
@@ -1145,7 +1145,7 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, int activation
     task.dbeta = call.parameter(sums[1])
     call.run(BACKWARD)
     if task.needs_double:
-        extreme = beyond_float32(statistics[3], gamma)
+        extreme = call.extreme.view(bool)
         chosen = extreme.reshape([x.shape[axis] for axis in axes])
         wide_dy, wide_x = (columns_last(array, axes)[..., chosen].astype(np.float64) for array in (dy, x))
         wide = np.empty_like(wide_x)
