@@ -43,7 +43,7 @@ class BatchNormSaved:
     activation : str
         Name of the activation.
     sample_weight : ndarray of float64 or None
-        Weights of the samples, divided by a power of two: the largest is in [0.5, 1).
+        Weights of the samples.
     statistics : ndarray of float64 of shape (4, n_entries)
         What the backend keeps: mean in two parts, variance and 1/std, one after the other.
     """
@@ -96,7 +96,7 @@ def moments(x, *, axis=-1, sample_weight=None):
     """
     x, axes, kept = _array_and_axes(x, axis)
     weights = _weights(sample_weight, x, axes)
-    statistics = get_array_functions(None).moments(x, axes, weights)
+    statistics = get_array_functions(None).moments(x, axes, _ratios(weights))
     _check_overflow(statistics[3], x, axes)
     return statistics[1].reshape(kept), statistics[3].reshape(kept)
 
@@ -183,7 +183,7 @@ def batch_norm(
     x = _packed(x, axes)
     y = _output(out, x)
     statistics = get_array_functions(None).batch_norm_forward(
-        y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, weights
+        y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, _ratios(weights)
     )
     _check_overflow(statistics[2], x, axes)
     mean, _, var, inv_std = (row.reshape(kept) for row in statistics)
@@ -250,7 +250,7 @@ def batch_norm_backward(dy, saved, *, out=None):
         _flat(saved.beta),
         saved.statistics,
         _activation(saved.activation),
-        saved.sample_weight,
+        _ratios(saved.sample_weight),
     )
     if target is not dx:
         dx[...] = target
@@ -399,7 +399,13 @@ def _weights(sample_weight, x, axes):
         raise ValueError("sample_weight holds values that are negative or not finite.")
     if not weights.any():
         raise ValueError("sample_weight is zero for every sample.")
-    # Only ratios matter: by a power of two, so that no sum overflows and all have an inverse.
+    return weights
+
+
+def _ratios(weights):
+    """Return weights over a power of two, so that no sum overflows and all have an inverse."""
+    if weights is None:
+        return None
     weights = np.ldexp(weights, -np.frexp(weights.max())[1])
     return np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)
 
