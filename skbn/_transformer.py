@@ -3,7 +3,6 @@
 
 from math import prod
 from numbers import Integral, Real
-from operator import index
 
 import numpy as np
 from scipy.sparse import issparse
@@ -17,6 +16,7 @@ from skbn._sklearn_compat import Interval, StrOptions, fit_context
 from skbn.backends import get_array_functions
 from skbn.backends.memory import empty_like
 from skbn.backends.records import Activation
+from skbn.functional import axes_kept
 
 # Statistics are rows of an array: mean, var, and of each what float64 rounds off. Without the
 # second parts the rounding of a million updates would add up, and a mean a hundred million
@@ -243,6 +243,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         zeros, ones = np.zeros_like(self.mean_), np.ones_like(self.mean_)
         scale = self.scale_ if gamma is None else self.scale_ / gamma
         mean = self.mean_ if with_mean else None
+        # A normalization again: by mean beta and variance 1 to standard deviation scale and mean.
         return self._normalize(
             X, copy, zeros if beta is None else beta, zeros, ones, 0, scale, mean
         )
@@ -340,7 +341,11 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             **params,
         )
         name = type(self).__name__
-        axes = _axes_kept(axis, X.ndim)
+        axes = axes_kept(axis, X.ndim)
+        if 0 in axes:
+            raise ValueError(f"axis={axis!r} keeps the first axis of X, which holds the samples.")
+        if not axes:
+            raise ValueError(f"axis={axis!r} must name one axis at least.")
         kept = tuple(X.shape[axis] for axis in axes)
         if not reset and prod(kept) != self.n_features_in_:
             raise ValueError(
@@ -390,20 +395,6 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _axes_kept(axis, ndim):
-    """Return the axes that keep their statistics in ascending order."""
-    given = [index(a) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
-    for a in given:
-        if not -ndim <= a < ndim:
-            raise np.exceptions.AxisError(a, ndim, "axis")
-    axes = tuple(sorted({a % ndim for a in given}))
-    if 0 in axes:
-        raise ValueError(f"axis={axis!r} keeps the first axis of X, which holds the samples.")
-    if not axes or len(axes) < len(given):
-        raise ValueError(f"axis={axis!r} must name one axis at least, and none twice.")
-    return axes
 
 
 def _one_if_equal(values):

@@ -2,10 +2,10 @@
 
 Each function normalizes over all axes but those in ``axis``, which keep their own statistics, as in
 Keras. Arrays may have any number of axes and any layout: C or Fortran order, strided, read-only,
-memory-mapped; they are read where they lie. Statistics are float64 whatever the type of the array,
-with all their digits however far the mean is from zero, and the same bits on any number of threads
-and in any layout. NaN and infinity stay within their column. Formulas: docs/design.md (Ioffe &
-Szegedy, 2015).
+memory-mapped; they are read where they lie if columns or rows touch. Statistics are float64
+whatever the type of the array, with all their digits however far the mean is from zero, and the
+same bits on any number of threads and in any layout. NaN and infinity stay within their column.
+Formulas: docs/design.md (Ioffe & Szegedy, 2015).
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 
 import numpy as np
+from scipy.sparse import issparse
 
 from skbn.backends import get_array_functions
 from skbn.backends.memory import empty_like
@@ -224,6 +225,11 @@ def batch_norm_backward(dy, saved, *, out=None):
     ValueError
         If the shape of dy is not that of x, or if ``out`` does not fit.
 
+    Notes
+    -----
+    A sample of weight 0 has no part in the statistics, but its output is one like any other and has
+    gradients, so what stands in it must be finite.
+
     Examples
     --------
     >>> import numpy as np
@@ -326,10 +332,17 @@ def batch_norm_inference(
 
 def _numbers(x, name, dtype=None):
     """Return x as an aligned array of native float32 or float64, itself if it is one."""
+    if issparse(x):
+        raise TypeError(
+            f"Sparse data was passed for {name}, but dense data is required. Use '.toarray()' to "
+            "convert to a dense numpy array."
+        )
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
         if x.dtype.kind == "c":
             raise ValueError(f"Complex data not supported\n{name} has dtype {x.dtype}.")
+        if x.dtype.kind in "mMV":
+            raise ValueError(f"{name} has dtype {x.dtype}, expected numbers.")
         x = x.astype(np.float64)  # objects and strings of numbers, or NumPy's own error
     if dtype is None:
         dtype = np.float32 if x.dtype.type is np.float32 else np.float64
@@ -350,18 +363,24 @@ def _packed(x, axes):
     return np.ascontiguousarray(x)
 
 
-def _array_and_axes(x, axis, may_be_empty=False):
-    """Return x as an array, the axes kept in ascending order, and their lengths."""
-    x = _numbers(x, "x")
+def axes_kept(axis, ndim):
+    """Return the axes that keep their own statistics, in ascending order."""
     if axis is None:
         axis = ()
     given = [operator.index(a) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
     for a in given:
-        if not -x.ndim <= a < x.ndim:
-            raise np.exceptions.AxisError(a, x.ndim, "axis")
-    axes = tuple(sorted({a % x.ndim for a in given}))
+        if not -ndim <= a < ndim:
+            raise np.exceptions.AxisError(a, ndim, "axis")
+    axes = tuple(sorted({a % ndim for a in given}))
     if len(axes) < len(given):
         raise ValueError(f"axis={axis!r} names an axis twice.")
+    return axes
+
+
+def _array_and_axes(x, axis, may_be_empty=False):
+    """Return x as an array, the axes kept in ascending order, and their lengths."""
+    x = _numbers(x, "x")
+    axes = axes_kept(axis, x.ndim)
     if len(axes) == x.ndim:
         raise ValueError(
             f"axis={axis!r} keeps every axis of an array with {x.ndim} of them; one at least must "
@@ -435,7 +454,7 @@ def _output(out, x):
     if out.shape != x.shape or out.dtype != x.dtype or not out.flags.aligned:
         raise ValueError(
             f"out must be an aligned array of shape {x.shape} and type {x.dtype}, got shape "
-            f"{out.shape} and type {out.dtype}."
+            f"{out.shape} and type {out.dtype}{'' if out.flags.aligned else ', unaligned'}."
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only.")

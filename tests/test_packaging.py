@@ -142,7 +142,10 @@ MAY_KNOW = {
     "network": {"shared"},
     "training": {"shared", "switch", "network", "scikit-learn's private names"},
     "functional": {"shared", "switch"},
-    "estimators": {"shared", "switch", "network", "training", "scikit-learn's private names"},
+    "estimators": {
+        *("shared", "switch", "network", "training", "functional"),
+        "scikit-learn's private names",
+    },
     "scikit-learn's private names": set(),
     "public names": {"estimators", "functional"},
 }

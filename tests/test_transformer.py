@@ -486,7 +486,7 @@ BAD_AXES = {
     "samples, negative": ((-2, 1), (4, 5), "holds the samples"),
     "out of bounds": (2, (4, 5), "out of bounds"),
     "out of bounds, one of two": ((1, 3), (4, 5, 6), "out of bounds"),
-    "twice": ((1, -1), (4, 5), "none twice"),
+    "twice": ((1, -1), (4, 5), "names an axis twice"),
     "none": ((), (4, 5), "one axis at least"),
     "no number": ("last", (4, 5), "'axis' parameter"),
     "None": (None, (4, 5), "'axis' parameter"),
