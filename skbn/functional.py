@@ -332,7 +332,7 @@ def batch_norm_inference(
 
 def _numbers(x, name, dtype=None):
     """Return x as an aligned array of native float32 or float64, itself if it is one."""
-    if issparse(x):
+    if not isinstance(x, np.ndarray) and issparse(x):
         raise TypeError(
             f"Sparse data was passed for {name}, but dense data is required. Use '.toarray()' to "
             "convert to a dense numpy array."
