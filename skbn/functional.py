@@ -356,6 +356,8 @@ def _packed(x, axes):
 
     Kernels would have to collect the numbers anew in each of their passes.
     """
+    if x.flags.c_contiguous:
+        return x
     for kept in (True, False):
         axis = max((a for a in range(x.ndim) if (a in axes) == kept and x.shape[a] > 1), default=-1)
         if axis >= 0 and x.strides[axis] == x.itemsize:

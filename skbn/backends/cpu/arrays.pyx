@@ -25,6 +25,8 @@ from cpython.buffer cimport (
 from libc.math cimport NAN, fabs
 from libc.string cimport memcpy, memset
 
+import sys
+
 import numpy as np
 
 from skbn.backends.cpu.activations cimport activation_backward, activation_forward
@@ -79,6 +81,8 @@ from skbn.backends.records cimport (
 
 from skbn.backends.cpu.threads import n_threads
 
+cdef char NATIVE = ord("<" if sys.byteorder == "little" else ">")
+
 cdef enum:
     GROUP = 8  # rows that an elementwise kernel goes down at a time
     PARALLEL_NUMBERS = 400_000  # below, a parallel region costs more than it saves
@@ -89,6 +93,7 @@ cdef enum:
     PATCH = BLOCK_ROWS * TILE  # numbers in scratch for one operand
     N_PATCHES = 4
     N_ROOMS = 4 + 3 * LANES  # sums in scratch for a column of a tile
+    N_RUN_ROOMS = 4 + 12 * LANES  # the same where rows lie end to end, filled strips included
 
 cdef enum What:  # what a pass does with a unit: a block by a tile, or a whole tile
     START
@@ -117,7 +122,8 @@ cdef struct Task:
     Py_ssize_t rows_per_sample
     Py_ssize_t first_row        # the first one that counts
     double share                # 1 / weight of all rows
-    double* rooms               # (threads, N_ROOMS, tile)
+    double* rooms               # (threads, room_size)
+    Py_ssize_t room_size
     void* factors               # (N_FACTORS, n_columns) by pitch
     Py_ssize_t pitch
     double* parts               # (n_blocks, 2, n_columns): what each block found
@@ -793,7 +799,7 @@ cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssi
 
 
 cdef inline double* room_of(const Task* task, int thread) noexcept nogil:
-    return task.rooms + thread * N_ROOMS * WIDE_TILE
+    return task.rooms + thread * task.room_size
 
 
 cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units, bint by_tile) noexcept nogil:
@@ -847,13 +853,18 @@ def columns_last(x, axes):
     return x.transpose([*(axis for axis in range(x.ndim) if axis not in axes), *axes])
 
 
+cdef inline bint is_native(const char* format, char kind) noexcept:
+    """Whether a buffer holds native numbers of this kind, in either spelling."""
+    return format[0] == kind or (format[0] == NATIVE and format[1] == kind)
+
+
 cdef double* doubles(object array, Py_ssize_t size) except? NULL:
     """Data of a contiguous float64 array of at least this many entries; NULL for None."""
     cdef Py_buffer buffer
     if array is None:
         return NULL
     PyObject_GetBuffer(array, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-    fits = array.dtype == np.float64 and buffer.len >= size * <Py_ssize_t> sizeof(double)
+    cdef bint fits = is_native(buffer.format, b"d") and buffer.len >= size * <Py_ssize_t> sizeof(double)
     PyBuffer_Release(&buffer)  # the caller holds the array
     if not fits:
         raise ValueError(f"Expected {size} numbers of type 'd', got {array.dtype.char!r} with shape {array.shape}.")
@@ -868,14 +879,14 @@ cdef void* data(object array) except NULL:
     return buffer.buf
 
 
-cdef void* numbers(object array, object like, bint writable, Py_ssize_t* strides) except? NULL:
+cdef void* numbers(object array, object like, bint is_double, bint writable, Py_ssize_t* strides) except? NULL:
     """Data and strides, in numbers, of an array of the shape and type of another."""
     cdef Py_buffer buffer
     cdef bint fits
     cdef int axis
     PyObject_GetBuffer(array, &buffer, PyBUF_STRIDED_RO | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
     fits = (
-        array.dtype in (np.float32, np.float64) and array.dtype == like.dtype and array.shape == like.shape
+        is_native(buffer.format, b"d" if is_double else b"f") and array.shape == like.shape
         and <size_t> buffer.buf % buffer.itemsize == 0
     )
     for axis in range(buffer.ndim):
@@ -958,7 +969,7 @@ cdef class Call:
             if array is not None:
                 k = operand
                 operands[n_operands] = operands[k]
-                operands[k].data = numbers(array, x, k == 2, all_strides[n_operands])
+                operands[k].data = numbers(array, x, self.is_double, k == 2, all_strides[n_operands])
                 row_strides[n_operands] = operands[k].row_strides
                 column_strides[n_operands] = operands[k].column_strides
                 n_operands += 1
@@ -1052,7 +1063,10 @@ cdef class Call:
         dtype = np.float64 if self.is_double else np.float32
         scratch = np.empty(task.threads * N_PATCHES * PATCH if self.has_scratch else 1, dtype)
         factors = np.zeros(N_FACTORS * task.pitch if what != FORWARD or task.y.data != NULL else 1, dtype)
-        rooms = np.empty(task.threads * N_ROOMS * WIDE_TILE)
+        task.room_size = max(
+            N_ROOMS * min(task.tile, whole_lines(n_columns)), N_RUN_ROOMS * min(<Py_ssize_t> TILE, n_columns)
+        )
+        rooms = np.empty(task.threads * task.room_size)
         parts = np.empty(2 * task.n_blocks * n_columns)
         totals = np.empty(task.n_blocks * (n_columns if task.ignore_nan else 1))
         self.extreme = np.zeros(n_columns, np.uint8)
