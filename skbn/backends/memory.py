@@ -6,13 +6,17 @@ import numpy as np
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers
 
 
-def aligned_zeros(size, dtype):
-    """Return a zero vector whose data start on a 64-byte boundary."""
-    dtype = np.dtype(dtype)
+def _aligned(make, size, dtype):
+    """Return a vector that starts on a 64-byte boundary, in bytes made by np.zeros or np.empty."""
     n_bytes = size * dtype.itemsize
-    raw = np.zeros(n_bytes + ALIGNMENT, dtype=np.uint8)
+    raw = make(n_bytes + ALIGNMENT, dtype=np.uint8)
     start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + n_bytes].view(dtype)
+
+
+def aligned_zeros(size, dtype):
+    """Return a zero vector whose data start on a 64-byte boundary."""
+    return _aligned(np.zeros, size, np.dtype(dtype))
 
 
 def empty_like(x):
@@ -22,10 +26,8 @@ def empty_like(x):
     """
     if x.nbytes < 2**20:
         return np.empty_like(x)
-    raw = np.empty(x.nbytes + ALIGNMENT, dtype=np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGNMENT
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    out = raw[start : start + x.nbytes].view(x.dtype).reshape([x.shape[axis] for axis in order])
+    out = _aligned(np.empty, x.size, x.dtype).reshape([x.shape[axis] for axis in order])
     return out.transpose(np.argsort(order))
 
 

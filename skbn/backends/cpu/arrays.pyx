@@ -1077,7 +1077,7 @@ cdef class Call:
         task.factors = data(factors)
         room = data(scratch)
         with nogil:
-            if not task.ignore_nan:
+            if what == FORWARD and not task.ignore_nan:
                 for block in range(task.n_blocks):
                     n_rows = min(<Py_ssize_t> BLOCK_ROWS, task.shape.n_rows - block * BLOCK_ROWS)
                     task.totals[block] = total_weight(
