@@ -4,7 +4,7 @@ One vector per role: ``params`` (what optimizers update), ``grads`` of the same 
 whoever needs one) and ``state`` (float64: moving and population statistics, which no optimizer
 sees). Tensors start on 64-byte boundaries and the widths of input and hidden layers are padded to
 64 bytes, so that loops over a row go in whole cache lines without a remainder; pads are zero and
-stay zero. The output is not padded: one logit would grow sixteenfold.
+stay zero. A single output is not padded: one logit would grow sixteenfold.
 
 Rejected: lists of arrays per layer, as in scikit-learn's MLP; they are packed and unpacked at every
 L-BFGS step and make a pickle, a copy of the best epoch or an optimizer step a loop over Python
@@ -138,8 +138,8 @@ class Network:
                     f"{self.layers[index - 1].n_out}."
                 )
             in_stride, out_stride = padded(layer.n_in, itemsize), padded(layer.n_out, itemsize)
-            if index == len(self.layers) - 1:
-                out_stride = layer.n_out
+            if index == len(self.layers) - 1 and layer.n_out == 1:
+                out_stride = 1
             record = dict.fromkeys(LAYER_DTYPE.names, 0)
             record |= dict.fromkeys(("weight", "bias", "state", "saved"), -1)
             record |= layer.record_fields()
@@ -150,8 +150,8 @@ class Network:
                 record[role] = n_params
                 self.tensors.append(Tensor(index, role, n_params, shape, out_stride, penalized))
                 rows = shape[0] if len(shape) == 2 else 1
-                # The output's weights are padded behind their last row: with one output, loops over
-                # the units that feed it read a whole padded row.
+                # The weights of a single output are padded behind their last: loops over the units that
+                # feed it read a whole padded row.
                 n_params += -(-rows * out_stride * itemsize // ALIGNMENT) * ALIGNMENT // itemsize
             if layer.state_size(out_stride):
                 record["state"] = n_state

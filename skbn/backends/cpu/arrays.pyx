@@ -400,7 +400,7 @@ cdef inline void activate(
 ) noexcept nogil:
     cdef floating z[BLOCK_ROWS]  # a loop over one array that is read and written in two names would not vectorize
     if activation == SKBN_TANH or activation == SKBN_LOGISTIC:
-        activation_forward(y, activation, 1, n, n)
+        activation_forward(y, activation, 1, n, n, n)
     else:
         memcpy(z, y, n * sizeof(floating))
         elementwise_forward(y, <const floating*> z, 1, n, n, activation)
@@ -413,9 +413,9 @@ cdef inline void deactivate(
     cdef floating y[BLOCK_ROWS]
     memcpy(y, dz, n * sizeof(floating))
     if activation == SKBN_TANH or activation == SKBN_LOGISTIC:
-        activation_forward(y, activation, 1, n, n)
+        activation_forward(y, activation, 1, n, n, n)
         memcpy(dz, dy, n * sizeof(floating))
-        activation_backward(dz, <const floating*> y, activation, 1, n)
+        activation_backward(dz, <const floating*> y, activation, 1, n, n)
     else:
         elementwise_backward(dz, dy, <const floating*> y, 1, n, activation)
 

@@ -31,7 +31,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport NAN, isnan, pow, sqrt
 from libc.string cimport memcpy
 
-from skbn.backends.cpu.activations cimport activation_forward
+from skbn.backends.cpu.activations cimport activation_backward, activation_forward
 from skbn.backends.cpu.lines cimport (
     below,
     count_lines,
@@ -46,6 +46,7 @@ from skbn.backends.cpu.lines cimport (
     stream_line,
     widen,
 )
+from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile
 from skbn.backends.records cimport (
     SKBN_IDENTITY,
     SKBN_MOVING_MEAN,
@@ -590,66 +591,136 @@ cdef inline void forward_factors(
         factors[SHIFT * pitch + j] = 0
 
 
-cdef inline double batch_norm_forward(
+cdef inline Py_ssize_t batch_stop(
+    Py_ssize_t start, Py_ssize_t n_rows, Py_ssize_t size, Py_ssize_t min_rows,
+) noexcept nogil:
+    """End of the batch that begins at start; a rest shorter than min_rows joins it."""
+    return n_rows if size == 0 or n_rows - start - min_rows < size else start + size
+
+
+cdef inline void normalize_columns(
+    floating* y,                # OUT (n_rows, columns) by stride
+    double* saved,              # OUT (3, columns) by stride: mean in two parts, 1 / sqrt(var + epsilon)
+    double* mean, double* var,  # OUT (columns,): of the batch
+    const floating* x,          # IN  (n_rows, columns) by stride, whole lines
+    const double* weights, double share,        # IN  (n_rows,); NULL: ones; 1 / their sum
+    const floating* gamma, const floating* beta,        # IN (columns,); NULL: ones, zeros
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, double epsilon, bint rectify,
+) noexcept nogil:
+    """Normalize up to TILE columns with the statistics of the rows."""
+    cdef double sums[TILE]
+    cdef double correction[TILE]
+    cdef double inv_std[TILE]
+    cdef floating factors[N_FACTORS * TILE]
+    cdef Py_ssize_t j
+    tile_moments(mean, correction, var, x, weights, share, sums, n_rows, columns, stride, IN_ORDER)
+    for j in range(columns):
+        var[j] = var[j] * share
+        inv_std[j] = inverse_std(var[j], epsilon)
+    forward_factors(factors, TILE, mean, correction, inv_std, columns)
+    if gamma != NULL:
+        for j in range(columns):
+            factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[j])
+    if beta != NULL:
+        for j in range(columns):
+            factors[SHIFT * TILE + j] = beta[j]
+    for j in range(columns):
+        saved[j] = factors[HIGH * TILE + j]
+        saved[stride + j] = factors[LOW * TILE + j]
+        saved[2 * stride + j] = inv_std[j]
+        mean[j] = mean[j] + correction[j]
+    normalize_tile(
+        y, x, <const floating*> factors, TILE, n_rows, columns, stride, stride, rectify, DOWN_THE_LINES
+    )
+
+
+cdef inline void update_moving_statistics(
+    double* moving,             # IN/OUT some columns of the layer's block of the state vector, by stride
+    const double* mean, const double* var,      # IN  (columns,): of a batch
+    Py_ssize_t columns, Py_ssize_t stride,
+    double n_batches,           # with this one
+    double momentum,
+) noexcept nogil:
+    """Bias-corrected moving average: batch t enters with weight (1 - momentum) / (1 - momentum**t).
+
+    That is the average that starts at zero, divided by 1 - momentum**t, without the division by a number near zero.
+    NaN for momentum: every batch counts the same.
+    """
+    cdef double* moving_mean = moving + SKBN_MOVING_MEAN * stride
+    cdef double* moving_var = moving + SKBN_MOVING_VAR * stride
+    cdef double share = 1 / n_batches if isnan(momentum) else (1 - momentum) / (1 - pow(momentum, n_batches))
+    cdef Py_ssize_t j
+    for j in range(columns):
+        # In this form the first batch, whose share is 1, is taken to the last bit.
+        moving_mean[j] = (1 - share) * moving_mean[j] + share * mean[j]
+        moving_var[j] = (1 - share) * moving_var[j] + share * var[j]
+
+
+cdef inline void batch_norm_forward(
+    const Worker* me,
     floating* y,                # OUT (n_rows, width) by stride
-    double* saved,              # OUT (3, stride): mean in two parts, 1 / sqrt(var + epsilon)
-    double* statistics,         # OUT (2, stride): mean and variance of the batch; NULL: not wanted
+    double* saved,              # OUT (virtual batches, 3, stride): see normalize_columns
+    double* moving,             # IN/OUT the layer's block of the state vector; NULL: not updated
     const floating* x,          # IN  (n_rows, width) by stride, whole lines
     const double* weights,      # IN  (n_rows,); NULL: ones
     const floating* gamma, const floating* beta,        # IN (stride,); NULL: ones, zeros
-    Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride,
-    double epsilon, int activation,
+    Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride, Py_ssize_t virtual_batch_size,
+    double epsilon, double momentum, int activation,
 ) noexcept nogil:
-    """Normalize with the statistics of the rows; return their total weight. Without any, y is beta or finite."""
+    """Normalize every virtual batch with its own statistics. One without weight gives beta or finite numbers.
+
+    Tiles are columns: their statistics and what averages them are nobody else's.
+    """
     cdef double mean[TILE]
-    cdef double sums[TILE]
-    cdef double correction[TILE]
-    cdef double square[TILE]
-    cdef double inv_std[TILE]
-    cdef floating factors[N_FACTORS * TILE]
-    cdef double total = total_weight(weights, n_rows)
-    cdef double share = 1 / total if total > 0 else 0
-    cdef Py_ssize_t j, first, columns
-    for first in range(0, stride, 64):  # TILE
-        columns = min(<Py_ssize_t> TILE, stride - first)
-        tile_moments(mean, correction, square, x + first, weights, share, sums, n_rows, columns, stride, IN_ORDER)
-        for j in range(columns):
-            square[j] = square[j] * share
-            inv_std[j] = inverse_std(square[j], epsilon)
-        forward_factors(factors, TILE, mean, correction, inv_std, columns)
-        if gamma != NULL:
-            for j in range(columns):
-                factors[SCALE * TILE + j] = <floating> (inv_std[j] * gamma[first + j])
-        if beta != NULL:
-            for j in range(columns):
-                factors[SHIFT * TILE + j] = beta[first + j]
-        for j in range(columns):
-            saved[first + j] = factors[HIGH * TILE + j]
-            saved[stride + first + j] = factors[LOW * TILE + j]
-            saved[2 * stride + first + j] = inv_std[j]
-        if statistics != NULL:
-            for j in range(columns):
-                statistics[first + j] = mean[j] + correction[j]
-                statistics[stride + first + j] = square[j]
-        normalize_tile(
-            y + first, x + first, <const floating*> factors, TILE, n_rows, columns, stride, stride,
-            activation == SKBN_RELU, DOWN_THE_LINES,
-        )
-    if activation != SKBN_RELU and activation != SKBN_IDENTITY:
-        activation_forward(y, activation, n_rows, width, stride)
-    return total
+    cdef double var[TILE]
+    cdef double weight, n_batches = 0
+    cdef Py_ssize_t column, columns, start, stop, tile = first_tile(me)
+    cdef double* saved_here
+    while tile * TILE < stride:
+        column = tile * TILE
+        columns = min(<Py_ssize_t> TILE, stride - column)
+        n_batches = moving[SKBN_N_BATCHES * stride] if moving != NULL else 0
+        saved_here = saved + column
+        start = 0
+        while start < n_rows:
+            stop = batch_stop(start, n_rows, virtual_batch_size, 2)
+            weight = total_weight(weights + start if weights != NULL else NULL, stop - start)
+            normalize_columns(
+                y + start * stride + column, saved_here, mean, var, x + start * stride + column,
+                weights + start if weights != NULL else NULL, 1 / weight if weight > 0 else 0,
+                gamma + column if gamma != NULL else NULL, beta + column if beta != NULL else NULL,
+                stop - start, columns, stride, epsilon, activation == SKBN_RELU,
+            )
+            if weight > 0:
+                n_batches += 1
+                if moving != NULL:
+                    update_moving_statistics(moving + column, mean, var, columns, stride, n_batches, momentum)
+            saved_here += 3 * stride
+            start = stop
+        if activation != SKBN_RELU and activation != SKBN_IDENTITY:
+            activation_forward(y + column, activation, n_rows, min(columns, width - column), columns, stride)
+        tile = next_tile(me, tile)
+    meet(me)
+    if moving != NULL and me.number == 0:  # now that all have read it
+        start = 0
+        while start < n_rows:
+            stop = batch_stop(start, n_rows, virtual_batch_size, 2)
+            if weights == NULL or total_weight(weights + start, stop - start) > 0:
+                moving[SKBN_N_BATCHES * stride] += 1
+            start = stop
 
 
-cdef inline void batch_norm_backward(
-    floating* dx,               # OUT (n_rows, width) by stride; NULL: not needed
-    double* dgamma, double* dbeta,      # IN/OUT (stride,): this block's sums are added
-    const floating* dz,         # IN  (n_rows, width) by stride
-    const floating* x,          # IN  (n_rows, width) by stride, whole lines
+cdef inline void differentiate_columns(
+    floating* dx,               # OUT (n_rows, columns) by stride; NULL: not needed
+    double* dbeta, double* dgamma,      # IN/OUT (columns,): this batch's sums are added
+    const floating* dz,         # IN  (n_rows, columns) by stride
+    const floating* x,          # IN  (n_rows, columns) by stride, whole lines
     const double* weights,      # IN  (n_rows,); NULL: ones
-    const floating* gamma,      # IN  (stride,); NULL: ones
-    const double* saved,        # IN  (3, stride) as forward left it
-    Py_ssize_t n_rows, Py_ssize_t stride,
+    const floating* gamma,      # IN  (columns,); NULL: ones
+    const double* saved,        # IN  (3, columns) by stride
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
 ) noexcept nogil:
+    """The backward of normalize_columns."""
     cdef floating factors[N_FACTORS * TILE]
     cdef floating part[TILE]
     cdef floating part_xhat[TILE]
@@ -658,38 +729,79 @@ cdef inline void batch_norm_backward(
     cdef double weight = total_weight(weights, n_rows)
     cdef double share = 1 / weight if weight > 0 else 0
     cdef double divided = share if weights == NULL else 1  # else the share goes with the row
-    cdef Py_ssize_t j, first, columns, start
-    for first in range(0, stride, 64):  # TILE
-        columns = min(<Py_ssize_t> TILE, stride - first)
+    cdef Py_ssize_t j, start
+    for j in range(columns):
+        factors[HIGH * TILE + j] = <floating> saved[j]
+        factors[LOW * TILE + j] = <floating> saved[stride + j]
+        factors[INV_STD * TILE + j] = <floating> saved[2 * stride + j]
+        factors[SCALE * TILE + j] = factors[INV_STD * TILE + j]
+        total[j] = 0
+        total_xhat[j] = 0
+    if gamma != NULL:
         for j in range(columns):
-            factors[HIGH * TILE + j] = <floating> saved[first + j]
-            factors[LOW * TILE + j] = <floating> saved[stride + first + j]
-            factors[INV_STD * TILE + j] = <floating> saved[2 * stride + first + j]
-            factors[SCALE * TILE + j] = factors[INV_STD * TILE + j]
+            factors[SCALE * TILE + j] = <floating> (saved[2 * stride + j] * gamma[j])
+    for start in range(0, n_rows, 64):  # BLOCK
+        gradient_sums_of_tile(
+            part, part_xhat, dz + start * stride, x + start * stride, <const floating*> factors, TILE,
+            min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False, False,
+        )
+        for j in range(columns):
+            total[j] = total[j] + part[j]
+            total_xhat[j] = total_xhat[j] + part_xhat[j]
+    for j in range(columns):
+        dbeta[j] = dbeta[j] + total[j]
+        dgamma[j] = dgamma[j] + total_xhat[j]
+        factors[MEAN_DZ * TILE + j] = <floating> (total[j] * divided)
+        factors[SLOPE * TILE + j] = <floating> (total_xhat[j] * divided * saved[2 * stride + j])
+    if dx != NULL:
+        input_gradient_of_tile(
+            dx, dz, x, <const floating*> factors, TILE, weights, share, n_rows, columns,
+            stride, stride, stride, False, DOWN_THE_LINES,
+        )
+
+
+cdef inline void batch_norm_backward(
+    const Worker* me,
+    floating* dx,               # OUT (n_rows, width) by stride; NULL: not needed
+    floating* dgamma, floating* dbeta,  # OUT (stride,); NULL: not trained
+    floating* dy,               # IN/OUT (n_rows, width) by stride: dy, then dz
+    const floating* y,          # IN  (n_rows, width) by stride
+    const floating* x,          # IN  (n_rows, width) by stride, whole lines
+    const double* weights,      # IN  (n_rows,); NULL: ones
+    const floating* gamma,      # IN  (stride,); NULL: ones
+    const double* saved,        # IN  (virtual batches, 3, stride) as forward left it
+    Py_ssize_t n_rows, Py_ssize_t stride, Py_ssize_t virtual_batch_size, int activation,
+) noexcept nogil:
+    cdef double total[TILE]
+    cdef double total_xhat[TILE]
+    cdef Py_ssize_t j, column, columns, start, stop, tile = first_tile(me)
+    cdef const double* saved_here
+    while tile * TILE < stride:
+        column = tile * TILE
+        columns = min(<Py_ssize_t> TILE, stride - column)
+        activation_backward(dy + column, y + column, activation, n_rows, columns, stride)
+        for j in range(columns):
             total[j] = 0
             total_xhat[j] = 0
-        if gamma != NULL:
-            for j in range(columns):
-                factors[SCALE * TILE + j] = <floating> (saved[2 * stride + first + j] * gamma[first + j])
-        for start in range(0, n_rows, 64):  # BLOCK
-            gradient_sums_of_tile(
-                part, part_xhat, dz + start * stride + first, x + start * stride + first,
-                <const floating*> factors, TILE,
-                min(<Py_ssize_t> BLOCK, n_rows - start), columns, stride, stride, False, False,
+        saved_here = saved + column
+        start = 0
+        while start < n_rows:
+            stop = batch_stop(start, n_rows, virtual_batch_size, 2)
+            differentiate_columns(
+                dx + start * stride + column if dx != NULL else NULL, total, total_xhat,
+                dy + start * stride + column, x + start * stride + column,
+                weights + start if weights != NULL else NULL, gamma + column if gamma != NULL else NULL,
+                saved_here, stop - start, columns, stride,
             )
-            for j in range(columns):
-                total[j] = total[j] + part[j]
-                total_xhat[j] = total_xhat[j] + part_xhat[j]
+            saved_here += 3 * stride
+            start = stop
         for j in range(columns):
-            dbeta[first + j] = dbeta[first + j] + total[j]
-            dgamma[first + j] = dgamma[first + j] + total_xhat[j]
-            factors[MEAN_DZ * TILE + j] = <floating> (total[j] * divided)
-            factors[SLOPE * TILE + j] = <floating> (total_xhat[j] * divided * saved[2 * stride + first + j])
-        if dx != NULL:
-            input_gradient_of_tile(
-                dx + first, dz + first, x + first, <const floating*> factors, TILE, weights, share, n_rows, columns,
-                stride, stride, stride, False, DOWN_THE_LINES,
-            )
+            if dgamma != NULL:
+                dgamma[column + j] = <floating> total_xhat[j]
+            if dbeta != NULL:
+                dbeta[column + j] = <floating> total[j]
+        tile = next_tile(me, tile)
+    meet(me)
 
 
 cdef inline void batch_norm_forward_eval(
@@ -722,30 +834,4 @@ cdef inline void batch_norm_forward_eval(
             activation == SKBN_RELU, DOWN_THE_LINES,
         )
     if activation != SKBN_RELU and activation != SKBN_IDENTITY:
-        activation_forward(y, activation, n_rows, width, stride)
-
-
-cdef inline void update_moving_statistics(
-    double* moving,             # IN/OUT the layer's block of the state vector
-    const double* statistics,   # IN  (2, stride): mean and variance of a batch
-    Py_ssize_t stride, double momentum,
-) noexcept nogil:
-    """Bias-corrected moving average: batch t enters with weight (1 - momentum) / (1 - momentum**t).
-
-    That is the average that starts at zero, divided by 1 - momentum**t, without the division by a number near zero.
-    NaN for momentum: every batch counts the same.
-    """
-    cdef double* mean = moving + SKBN_MOVING_MEAN * stride
-    cdef double* var = moving + SKBN_MOVING_VAR * stride
-    cdef double* n_batches = moving + SKBN_N_BATCHES * stride
-    cdef double share
-    cdef Py_ssize_t j
-    n_batches[0] += 1
-    if isnan(momentum):
-        share = 1 / n_batches[0]
-    else:
-        share = (1 - momentum) / (1 - pow(momentum, n_batches[0]))
-    for j in range(stride):
-        # In this form the first batch, whose share is 1, is taken to the last bit.
-        mean[j] = (1 - share) * mean[j] + share * statistics[j]
-        var[j] = (1 - share) * var[j] + share * statistics[stride + j]
+        activation_forward(y, activation, n_rows, width, stride, stride)

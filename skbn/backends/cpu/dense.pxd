@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fully connected layers: y = activation(x @ weight + bias).
 
-Gradients are overwritten; dy becomes dz, the gradient before the activation. A layer of few inputs, the first of most
-tables, is done in one sweep forward and one backward, activation and bias included.
+Gradients are overwritten; dy becomes dz, the gradient before the activation. Stages are shared out in tiles, ROWS rows by
+a panel of columns. A layer of few inputs, the first of most tables, is done in one sweep forward and one backward,
+activation and bias included.
 """
 
 from cython cimport floating
 
-from skbn.backends.cpu.activations cimport activation_backward, activation_forward, relu
+from skbn.backends.cpu.activations cimport activation_backward, activation_forward
 from skbn.backends.cpu.lines cimport (
     count_lines,
     double_line,
@@ -19,13 +20,15 @@ from skbn.backends.cpu.lines cimport (
     splat_item,
 )
 from skbn.backends.cpu.products cimport (
-    is_small,
-    multiply,
-    multiply_small,
-    multiply_transposed_input,
-    multiply_transposed_weight,
-    whole_lines,
+    ROWS,
+    count_tiles,
+    dot,
+    multiply_tile,
+    multiply_transposed_one,
+    outer_product,
+    panel,
 )
+from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile, rows_of_tile
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
 
 cdef enum:
@@ -33,11 +36,11 @@ cdef enum:
 
 
 cdef inline void forward_few(
-    line* y,                    # OUT (n_rows, n_lines)
+    line* y,                    # OUT (n_rows, n_lines) by stride, in lines
     const line* x,              # IN  (n_rows, in_lines): the pad behind an odd number of inputs is zero
-    const line* weight,         # IN  (n_in, n_lines)
+    const line* weight,         # IN  (n_in, n_lines) by stride
     const line* bias,           # IN  (n_lines,)
-    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, bint rectify,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, Py_ssize_t stride, bint rectify,
 ) noexcept nogil:
     """y = x @ weight + bias, then ReLU if asked; two inputs at a time."""
     cdef Py_ssize_t i, j, k
@@ -46,23 +49,23 @@ cdef inline void forward_few(
     for k in range(n_lines):
         start = bias[k]
         for j in range(0, n_in, 2):
-            first = weight[j * n_lines + k]
-            second = weight[(j + 1) * n_lines + k] if j + 1 < n_in else first
+            first = weight[j * stride + k]
+            second = weight[(j + 1) * stride + k] if j + 1 < n_in else first
             last = rectify and j + 2 >= n_in
             for i in range(n_rows):
-                z = start if j == 0 else y[i * n_lines + k]
+                z = start if j == 0 else y[i * stride + k]
                 z = fma_line(splat_item(x + i * in_lines, j), first, z)
                 z = fma_line(splat_item(x + i * in_lines, j + 1), second, z)
-                y[i * n_lines + k] = relu_line(z) if last else z
+                y[i * stride + k] = relu_line(z) if last else z
 
 
 cdef inline void backward_few(
-    line* dweight,              # OUT (n_in, n_lines)
+    line* dweight,              # OUT (n_in, n_lines) by stride, in lines
     line* dbias,                # OUT (n_lines,); NULL: not trained
-    line* dy,                   # IN/OUT (n_rows, n_lines): dy, then dz
-    const line* y,              # IN  (n_rows, n_lines)
+    line* dy,                   # IN/OUT (n_rows, n_lines) by stride: dy, then dz
+    const line* y,              # IN  (n_rows, n_lines) by stride
     const line* x,              # IN  (n_rows, in_lines): the pad behind an odd number of inputs is zero
-    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, bint rectified,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t in_lines, Py_ssize_t n_lines, Py_ssize_t stride, bint rectified,
 ) noexcept nogil:
     """ReLU backward if asked, dbias and dweight = x.T @ dz, two inputs at a time."""
     cdef Py_ssize_t i, j, k
@@ -74,22 +77,102 @@ cdef inline void backward_few(
             sum0 = total
             sum1 = total
             for i in range(n_rows):
-                gradient = dy[i * n_lines + k]
+                gradient = dy[i * stride + k]
                 if rectified and j == 0:
-                    gradient = mask_line(gradient, y[i * n_lines + k])
-                    dy[i * n_lines + k] = gradient
+                    gradient = mask_line(gradient, y[i * stride + k])
+                    dy[i * stride + k] = gradient
                 row = x + i * in_lines
                 total = total + gradient
                 sum0 = fma_line(splat_item(row, j), gradient, sum0)
                 sum1 = fma_line(splat_item(row, j + 1), gradient, sum1)
-            dweight[j * n_lines + k] = sum0
+            dweight[j * stride + k] = sum0
             if j + 1 < n_in:
-                dweight[(j + 1) * n_lines + k] = sum1
+                dweight[(j + 1) * stride + k] = sum1
             if dbias != NULL:
                 dbias[k] = total
 
 
+cdef inline void sum_lines(
+    line* sums,                 # OUT (n_lines,)
+    const line* x,              # IN  (n_rows, n_lines) by stride, in lines
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t i, k
+    cdef line even, odd
+    for k in range(n_lines):
+        even = x[k] - x[k]
+        odd = even
+        for i in range(0, n_rows - 1, 2):
+            even = even + x[i * stride + k]
+            odd = odd + x[(i + 1) * stride + k]
+        if n_rows % 2:
+            even = even + x[(n_rows - 1) * stride + k]
+        sums[k] = even + odd
+
+
+cdef inline void column_sums(
+    floating* sums,             # OUT (columns,)
+    const floating* x,          # IN  (n_rows, columns) by stride
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating even, odd
+    if stride == 1:  # a single output
+        even = 0
+        odd = 0
+        for i in range(0, n_rows - 1, 2):
+            even += x[i]
+            odd += x[i + 1]
+        if n_rows % 2:
+            even += x[n_rows - 1]
+        sums[0] = even + odd
+    elif floating is float:
+        sum_lines(
+            <float_line*> sums, <const float_line*> x, n_rows,
+            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, stride),
+        )
+    else:
+        sum_lines(
+            <double_line*> sums, <const double_line*> x, n_rows,
+            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, stride),
+        )
+
+
+cdef inline void dense_forward_tile(
+    floating* y, const floating* x, const floating* weight, const floating* bias, floating* room,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t width, Py_ssize_t columns,
+    Py_ssize_t in_stride, Py_ssize_t out_stride, int activation,
+) noexcept nogil:
+    """Some rows and columns; the pointers are theirs."""
+    cdef Py_ssize_t i
+    cdef bint rectify = activation == SKBN_RELU
+    if out_stride == 1:
+        for i in range(n_rows):
+            y[i] = dot(x + i * in_stride, weight, in_stride) + bias[0]
+        rectify = False
+    elif n_in > FEW:
+        multiply_tile(
+            y, x, weight, bias, room, n_rows, width, columns, n_in,
+            out_stride, in_stride, 1, out_stride, False, rectify,
+        )
+    elif floating is float:
+        forward_few(
+            <float_line*> y, <const float_line*> x, <const float_line*> weight, <const float_line*> bias,
+            n_rows, n_in, count_lines(<const float_line*> x, in_stride),
+            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, out_stride), rectify,
+        )
+    else:
+        forward_few(
+            <double_line*> y, <const double_line*> x, <const double_line*> weight, <const double_line*> bias,
+            n_rows, n_in, count_lines(<const double_line*> x, in_stride),
+            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, out_stride), rectify,
+        )
+    if activation != SKBN_IDENTITY and not rectify:
+        activation_forward(y, activation, n_rows, width, columns, out_stride)
+
+
 cdef inline void dense_forward(
+    const Worker* me,
     floating* y,                # OUT (n_rows, n_out) by out_stride
     const floating* x,          # IN  (n_rows, n_in) by in_stride
     const floating* weight,     # IN  (n_in, n_out) by out_stride
@@ -98,142 +181,211 @@ cdef inline void dense_forward(
     Py_ssize_t in_stride, Py_ssize_t out_stride,
     int activation,
 ) noexcept nogil:
-    cdef Py_ssize_t i, j
-    cdef floating* row
-    if n_in <= FEW and whole_lines(sizeof(floating), out_stride):
+    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), tile = first_tile(me), row, column, columns
+    while tile < n_panels * count_tiles(n_rows, ROWS):
+        row = tile // n_panels * ROWS
+        column = tile % n_panels * panel(x)
+        columns = min(panel(x), out_stride - column)
+        dense_forward_tile(
+            y + row * out_stride + column, x + row * in_stride, weight + column, bias + column, <floating*> me.room,
+            min(<Py_ssize_t> ROWS, n_rows - row), n_in, min(columns, n_out - column), columns,
+            in_stride, out_stride, activation,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef inline double add_penalty(
+    floating* dweight,          # IN/OUT (n_rows, columns) by stride: rate * weight is added
+    const floating* weight,     # IN
+    Py_ssize_t n_rows,
+    Py_ssize_t columns,         # pads are read as the zeros they are
+    Py_ssize_t stride, floating rate,
+) noexcept nogil:
+    """Return the sum of squared weights: 8 lanes over about 1024 numbers, which meet in float64."""
+    cdef floating lanes[8]
+    cdef floating* gradient
+    cdef const floating* row
+    cdef double total = 0
+    cdef Py_ssize_t i, k, lane, start, rows_together
+    if stride == 1:  # a single output: its column is a row
+        n_rows = (n_rows + 7) // 8
+        columns = 8
+        stride = 8
+    rows_together = max(<Py_ssize_t> 1, 1024 // columns)
+    for start from 0 <= start < n_rows by rows_together:
+        for lane in range(8):
+            lanes[lane] = 0
+        for i in range(start, min(start + rows_together, n_rows)):
+            gradient = dweight + i * stride
+            row = weight + i * stride
+            for k in range(0, columns, 8):
+                for lane in range(8):
+                    gradient[k + lane] = gradient[k + lane] + rate * row[k + lane]
+                    lanes[lane] = lanes[lane] + row[k + lane] * row[k + lane]
+        for lane in range(8):
+            total += lanes[lane]
+    return total
+
+
+cdef inline void gradient_tile(
+    floating* dweight, floating* dbias, floating* dy, const floating* y, const floating* x, floating* room,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t n_inputs, Py_ssize_t width, Py_ssize_t columns,
+    Py_ssize_t in_stride, Py_ssize_t out_stride, bint rectified,
+) noexcept nogil:
+    """The gradient of the weights of n_inputs of the n_in inputs to some columns; the pointers are theirs.
+
+    dbias may be NULL. Where inputs are few, dy is masked on the way, if asked.
+    """
+    if out_stride == 1:
         if floating is float:
-            forward_few(
-                <float_line*> y, <const float_line*> x, <const float_line*> weight, <const float_line*> bias,
-                n_rows, n_in, count_lines(<const float_line*> x, in_stride),
-                count_lines(<const float_line*> x, out_stride), activation == SKBN_RELU,
+            multiply_transposed_one(
+                <float_line*> dweight, <const float_line*> x, <const float_line*> dy, n_rows,
+                count_lines(<const float_line*> x, in_stride),
             )
         else:
-            forward_few(
-                <double_line*> y, <const double_line*> x, <const double_line*> weight, <const double_line*> bias,
-                n_rows, n_in, count_lines(<const double_line*> x, in_stride),
-                count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
+            multiply_transposed_one(
+                <double_line*> dweight, <const double_line*> x, <const double_line*> dy, n_rows,
+                count_lines(<const double_line*> x, in_stride),
             )
-        if activation != SKBN_RELU:
-            activation_forward(y, activation, n_rows, n_out, out_stride)
-        return
-    # A single row reads every weight once, so nothing has to stay in cache and packing never pays.
-    if is_small(sizeof(floating), n_in if n_rows > 1 else 1, out_stride):
-        multiply_small(
-            y, x, weight, bias, n_rows, n_in, out_stride, in_stride, 1, activation == SKBN_RELU
+    elif n_in > FEW:
+        multiply_tile(
+            dweight, x, <const floating*> dy, <const floating*> NULL, room, n_inputs, width, columns, n_rows,
+            out_stride, 1, in_stride, out_stride, False, False,
         )
-        if activation != SKBN_RELU:
-            activation_forward(y, activation, n_rows, n_out, out_stride)
-        return
-    multiply(y, x, weight, n_rows, n_in, n_out, in_stride, out_stride)
-    if activation == SKBN_RELU:
-        for i in range(n_rows):
-            row = y + i * out_stride
-            for j in range(out_stride):
-                row[j] = relu(row[j] + bias[j])
-    else:
-        for i in range(n_rows):
-            row = y + i * out_stride
-            for j in range(out_stride):
-                row[j] = row[j] + bias[j]
-        if activation != SKBN_IDENTITY:
-            activation_forward(y, activation, n_rows, n_out, out_stride)
-
-
-cdef inline void sum_lines(
-    line* sums,                 # OUT (n_lines,)
-    const line* x,              # IN  (n_rows, n_lines)
-    Py_ssize_t n_rows, Py_ssize_t n_lines,
-) noexcept nogil:
-    cdef Py_ssize_t i, k
-    cdef line even, odd
-    for k in range(n_lines):
-        even = x[k] - x[k]
-        odd = even
-        for i in range(0, n_rows - 1, 2):
-            even = even + x[i * n_lines + k]
-            odd = odd + x[(i + 1) * n_lines + k]
-        if n_rows % 2:
-            even = even + x[(n_rows - 1) * n_lines + k]
-        sums[k] = even + odd
-
-
-cdef inline void column_sums(
-    floating* sums,             # OUT (width,)
-    const floating* x,          # IN  (n_rows, width)
-    Py_ssize_t n_rows, Py_ssize_t width,
-) noexcept nogil:
-    cdef Py_ssize_t i, j
-    cdef floating even, odd
-    if not whole_lines(sizeof(floating), width):  # the output
-        for j in range(width):
-            even = 0
-            odd = 0
-            for i in range(0, n_rows - 1, 2):
-                even += x[i * width + j]
-                odd += x[(i + 1) * width + j]
-            if n_rows % 2:
-                even += x[(n_rows - 1) * width + j]
-            sums[j] = even + odd
     elif floating is float:
-        sum_lines(<float_line*> sums, <const float_line*> x, n_rows, count_lines(<const float_line*> x, width))
+        backward_few(
+            <float_line*> dweight, <float_line*> dbias, <float_line*> dy, <const float_line*> y,
+            <const float_line*> x, n_rows, n_in, count_lines(<const float_line*> x, in_stride),
+            count_lines(<const float_line*> x, columns), count_lines(<const float_line*> x, out_stride), rectified,
+        )
+        return
     else:
-        sum_lines(<double_line*> sums, <const double_line*> x, n_rows, count_lines(<const double_line*> x, width))
+        backward_few(
+            <double_line*> dweight, <double_line*> dbias, <double_line*> dy, <const double_line*> y,
+            <const double_line*> x, n_rows, n_in, count_lines(<const double_line*> x, in_stride),
+            count_lines(<const double_line*> x, columns), count_lines(<const double_line*> x, out_stride), rectified,
+        )
+        return
+    if dbias != NULL:
+        column_sums(dbias, <const floating*> dy, n_rows, columns, out_stride)
+
+
+cdef inline void input_gradient_tile(
+    floating* dx, const floating* dz, const floating* weight, floating* room,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t width, Py_ssize_t columns, Py_ssize_t n_out,
+    Py_ssize_t in_stride, Py_ssize_t out_stride,
+) noexcept nogil:
+    """dx = dz @ weight.T for some rows and inputs; the pointers are theirs."""
+    cdef Py_ssize_t i, j
+    if out_stride == 1:
+        if floating is float:
+            outer_product(
+                <float_line*> dx, <const float_line*> dz, <const float_line*> weight, n_rows,
+                count_lines(<const float_line*> dx, columns), count_lines(<const float_line*> dx, in_stride),
+            )
+        else:
+            outer_product(
+                <double_line*> dx, <const double_line*> dz, <const double_line*> weight, n_rows,
+                count_lines(<const double_line*> dx, columns), count_lines(<const double_line*> dx, in_stride),
+            )
+    elif n_in <= 2:
+        for i in range(n_rows):
+            for j in range(n_in):
+                dx[i * in_stride + j] = dot(dz + i * out_stride, weight + j * out_stride, out_stride)
+    else:
+        multiply_tile(
+            dx, dz, weight, <const floating*> NULL, room, n_rows, width, columns, n_out,
+            in_stride, out_stride, 1, out_stride, True, False,
+        )
+
+
+cdef inline Py_ssize_t count_gradient_tiles(const floating* x, Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
+    """Tiles of a weight matrix, of which each has its part of the penalty."""
+    return 1 if out_stride == 1 else count_tiles(n_in, ROWS) * count_tiles(out_stride, panel(x))
+
+
+cdef inline void dense_input_gradient(
+    const Worker* me, floating* dx, const floating* dz, const floating* weight, Py_ssize_t tile,
+    Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t in_stride, Py_ssize_t out_stride,
+) noexcept nogil:
+    """One tile of dx = dz @ weight.T."""
+    cdef Py_ssize_t n_panels = count_tiles(in_stride, panel(dx))
+    cdef Py_ssize_t row = tile // n_panels * ROWS, column = tile % n_panels * panel(dx)
+    cdef Py_ssize_t columns = min(panel(dx), in_stride - column)
+    input_gradient_tile(
+        dx + row * in_stride + column, dz + row * out_stride, weight + column * out_stride, <floating*> me.room,
+        min(<Py_ssize_t> ROWS, n_rows - row), n_in, min(columns, n_in - column), columns, n_out,
+        in_stride, out_stride,
+    )
+
+
+cdef inline void dense_activation_backward(
+    const Worker* me, floating* dy, const floating* y, int activation, Py_ssize_t n_rows, Py_ssize_t stride,
+) noexcept nogil:
+    """dz of whole rows."""
+    cdef Py_ssize_t rows = rows_of_tile(stride), tile
+    if activation == SKBN_IDENTITY:
+        return
+    tile = first_tile(me)
+    while tile * rows < n_rows:
+        activation_backward(
+            dy + tile * rows * stride, y + tile * rows * stride, activation, min(rows, n_rows - tile * rows),
+            stride, stride,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
 
 
 cdef inline void dense_backward(
+    const Worker* me,
     floating* dx,               # OUT (n_rows, n_in) by in_stride; NULL: not needed
     floating* dweight,          # OUT (n_in, n_out) by out_stride
     floating* dbias,            # OUT (n_out,) padded; NULL: not trained
-    floating* transposed,       # OUT (n_out, in_stride): room for the transposed weights
+    double* squares,            # OUT (gradient tiles,): sums of squared weights, if there is a penalty
     floating* dy,               # IN/OUT (n_rows, n_out) by out_stride: dy, then dz
     const floating* y,          # IN  (n_rows, n_out) by out_stride
     const floating* x,          # IN  (n_rows, n_in) by in_stride
     const floating* weight,     # IN  (n_in, n_out) by out_stride
+    floating penalty,           # this times the weights is added to their gradient
     Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t n_out,
     Py_ssize_t in_stride, Py_ssize_t out_stride,
     int activation,
 ) noexcept nogil:
-    if n_in <= FEW and whole_lines(sizeof(floating), out_stride):
-        if activation != SKBN_RELU:
-            activation_backward(dy, y, activation, n_rows, out_stride)
-        if floating is float:
-            backward_few(
-                <float_line*> dweight, <float_line*> dbias, <float_line*> dy, <const float_line*> y,
-                <const float_line*> x, n_rows, n_in, count_lines(<const float_line*> x, in_stride),
-                count_lines(<const float_line*> x, out_stride), activation == SKBN_RELU,
+    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), n_in_panels = count_tiles(in_stride, panel(x))
+    cdef Py_ssize_t n_gradient_tiles = count_gradient_tiles(x, n_in, out_stride)
+    cdef Py_ssize_t n_tiles = n_gradient_tiles, tile, row, column, columns, rows
+    cdef bint few = n_in <= FEW and out_stride > 1
+    if not (few and activation == SKBN_RELU):
+        dense_activation_backward(me, dy, y, activation, n_rows, out_stride)
+    if dx != NULL and not few:  # dz is whole already
+        n_tiles += n_in_panels * count_tiles(n_rows, ROWS)
+    tile = first_tile(me)
+    while tile < n_tiles:
+        if tile < n_gradient_tiles:
+            row = tile // n_panels * ROWS
+            column = tile % n_panels * panel(x)
+            rows = min(<Py_ssize_t> ROWS, n_in - row)
+            columns = min(panel(x), out_stride - column)
+            gradient_tile(
+                dweight + row * out_stride + column, dbias + column if dbias != NULL and row == 0 else NULL,
+                dy + column, y + column, x + row, <floating*> me.room, n_rows, n_in, rows,
+                min(columns, n_out - column), columns, in_stride, out_stride, activation == SKBN_RELU,
             )
+            if penalty != 0:
+                squares[tile] = add_penalty(
+                    dweight + row * out_stride + column, weight + row * out_stride + column, rows, columns, out_stride,
+                    penalty,
+                )
         else:
-            backward_few(
-                <double_line*> dweight, <double_line*> dbias, <double_line*> dy, <const double_line*> y,
-                <const double_line*> x, n_rows, n_in, count_lines(<const double_line*> x, in_stride),
-                count_lines(<const double_line*> x, out_stride), activation == SKBN_RELU,
+            dense_input_gradient(
+                me, dx, dy, weight, tile - n_gradient_tiles, n_rows, n_in, n_out, in_stride, out_stride
             )
-    else:
-        activation_backward(dy, y, activation, n_rows, out_stride)
-        multiply_transposed_input(dweight, x, dy, n_rows, n_in, n_out, in_stride, out_stride)
-        if dbias != NULL:
-            column_sums(dbias, dy, n_rows, out_stride)
-    if dx != NULL:
-        multiply_transposed_weight(dx, transposed, dy, weight, n_rows, n_in, n_out, in_stride, out_stride)
-
-
-cdef inline double add_penalty(
-    floating* dweight,          # IN/OUT gradient: rate * weight is added
-    const floating* weight,     # IN
-    Py_ssize_t size,            # a multiple of 8: pads are read as the zeros they are
-    floating rate,
-) noexcept nogil:
-    """Return the sum of squared weights: 8 lanes over a block, blocks meet in float64."""
-    cdef floating lanes[8]
-    cdef double total = 0
-    cdef Py_ssize_t k, lane, start
-    for start in range(0, size, 1024):
-        for lane in range(8):
-            lanes[lane] = 0
-        for k in range(start, min(start + 1024, size), 8):
-            for lane in range(8):
-                dweight[k + lane] = dweight[k + lane] + rate * weight[k + lane]
-                lanes[lane] = lanes[lane] + weight[k + lane] * weight[k + lane]
-        for lane in range(8):
-            total += lanes[lane]
-    return total
+        tile = next_tile(me, tile)
+    meet(me)
+    if dx != NULL and few:
+        tile = first_tile(me)
+        while tile < n_in_panels * count_tiles(n_rows, ROWS):
+            dense_input_gradient(me, dx, dy, weight, tile, n_rows, n_in, n_out, in_stride, out_stride)
+            tile = next_tile(me, tile)
+        meet(me)

@@ -27,6 +27,7 @@ cdef inline void philox4x32(uint32_t* words, uint32_t key0, uint32_t key1) noexc
 cdef inline void dropout_apply(
     floating* y,                # OUT (n_rows, width) by stride
     const floating* x,          # IN  (n_rows, width) by stride
+    Py_ssize_t first,           # of these rows in the mini-batch
     Py_ssize_t n_rows, Py_ssize_t width, Py_ssize_t stride,
     double rate, const uint32_t* key, uint32_t step, uint32_t layer,
 ) noexcept nogil:
@@ -38,7 +39,7 @@ cdef inline void dropout_apply(
     for i in range(n_rows):
         for j in range(0, width, 4):
             words[0] = <uint32_t> (j // 4)
-            words[1] = <uint32_t> i
+            words[1] = <uint32_t> (first + i)
             words[2] = layer
             words[3] = step
             philox4x32(words, key[0], key[1])

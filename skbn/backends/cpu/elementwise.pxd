@@ -124,7 +124,7 @@ cdef inline void elementwise_forward(
     elif kind == SKBN_SOFTPLUS:
         for k in range(n_rows * stride):
             y[k] = softplus(x[k])
-        zero_pads(y, n_rows, width, stride)  # softplus(0) is not 0
+        zero_pads(y, n_rows, width, stride, stride)  # softplus(0) is not 0
 
 
 cdef inline void elementwise_backward(

@@ -11,7 +11,7 @@ Gradients are overwritten, never added to.
 """
 
 from cython cimport floating
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport parallel, prange, threadid
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
@@ -22,24 +22,30 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from skbn.backends.cpu.activations cimport activation_backward, zero_pads
+from skbn.backends.cpu.activations cimport zero_pads
 from skbn.backends.cpu.batch_norm cimport (
     IN_ORDER,
     TILE,
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_forward_eval,
+    batch_stop,
     merge_moments,
     tile_moments,
     total_weight,
-    update_moving_statistics,
 )
-from skbn.backends.cpu.dense cimport add_penalty, dense_backward, dense_forward
+from skbn.backends.cpu.dense cimport (
+    add_penalty,
+    count_gradient_tiles,
+    dense_activation_backward,
+    dense_backward,
+    dense_forward,
+)
 from skbn.backends.cpu.dropout cimport dropout_apply
 from skbn.backends.cpu.elementwise cimport elementwise_backward, elementwise_forward
 from skbn.backends.cpu.floating_point cimport flush_denormals, restore_mode
@@ -49,13 +55,24 @@ from skbn.backends.cpu.losses cimport (
     error_loss,
     multilabel_log_loss,
 )
-from skbn.backends.cpu.optimizers cimport optimizer_update, optimizer_vectors
+from skbn.backends.cpu.optimizers cimport optimizer_tiles, optimizer_update, optimizer_vectors
+from skbn.backends.cpu.products cimport DEPTH, ROWS_THAT_PACK, SKBN_PANEL, count_tiles, panel
 from skbn.backends.cpu.rows cimport (
     Rows,
     compressed_dense_backward,
     compressed_dense_forward,
     gather,
     row_index,
+)
+from skbn.backends.cpu.team cimport (
+    SKBN_HAS_TEAMS,
+    Team,
+    Worker,
+    first_tile,
+    meet,
+    next_tile,
+    rows_of_tile,
+    team_size,
 )
 from skbn.backends.records cimport (
     SKBN_BATCH_NORM,
@@ -74,6 +91,7 @@ from skbn.backends.cpu.threads import n_threads, single_threaded_blas
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
+    LOSS_ROWS = 256  # rows whose losses are summed by themselves
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
     GROUP = 32  # blocks of rows that one call takes at most
     # A parallel region pays from about 100 us of work; a core does some 10 multiplications a nanosecond.
@@ -85,6 +103,9 @@ cdef char INTP = ord(np.dtype(np.intp).char)
 # longer asks for signals between its layers.
 cdef double SECONDS_PER_CALL = 0.05
 
+# Below this much work in a mini-batch, meeting at every layer costs more than a second thread saves.
+cdef double SECONDS_WORTH_A_TEAM = 100e-6
+
 cdef list _raised = []  # by signal handlers, inside of a call
 
 
@@ -94,7 +115,6 @@ cdef struct Plan:
     Py_ssize_t n_params
     Py_ssize_t capacity         # rows that the buffers hold
     Py_ssize_t row_size         # numbers a row has in each of them
-    Py_ssize_t largest          # numbers in the largest transposed weight matrix
     Py_ssize_t n_virtual        # virtual batches that `saved` holds
     Py_ssize_t batch_size
     Py_ssize_t min_rows         # a shorter rest joins the batch before it
@@ -103,22 +123,18 @@ cdef struct Plan:
     Py_ssize_t widest           # largest stride of the network
     Py_ssize_t target_size      # numbers a row has in the targets
     Py_ssize_t n_scores         # numbers that a loss adds to the scores
+    Py_ssize_t room_size        # bytes of a worker's room
     int loss
     double alpha
     uint32_t key[2]
     double* state
     double* saved
-    double* scratch             # (4, widest): statistics of a batch; sums for gamma and beta
     double* batch_weights       # (capacity,)
+    double* losses              # (tiles of LOSS_ROWS rows, 1 + n_scores)
+    double* squares             # one a tile of the weights
+    double* norms               # one a tile of the optimizer
+    char* rooms                 # one a worker
     bint use_population
-    bint is_stopped             # a signal handler raised: return as you are
-
-
-cdef inline Py_ssize_t batch_stop(
-    Py_ssize_t start, Py_ssize_t n_rows, Py_ssize_t size, Py_ssize_t min_rows,
-) noexcept nogil:
-    """End of the batch that begins at start; a rest shorter than min_rows joins it."""
-    return n_rows if size == 0 or n_rows - start - min_rows < size else start + size
 
 
 cdef bint handlers_raise() noexcept with gil:
@@ -136,8 +152,107 @@ cdef inline bint meets_compressed(const Plan* plan, const Rows* X) noexcept nogi
     return X.starts != NULL and plan.layers[0].kind == SKBN_DENSE
 
 
+# Stages that are shared out over rows or columns; those of dense layers and batch norms are with their kernels.
+
+
+cdef void gather_together(
+    const Worker* me, floating* x, const Rows* source, const Py_ssize_t* rows, const double* weights,
+    Py_ssize_t n_rows, Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t size = rows_of_tile(stride), tile = first_tile(me), first
+    while tile * size < n_rows:
+        first = tile * size
+        gather(
+            x + first * stride, source, rows, weights + first if weights != NULL else NULL,
+            first, min(size, n_rows - first), stride,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef void compressed_forward(
+    const Worker* me, floating* y, const Rows* X, const Py_ssize_t* rows, const double* weights,
+    const floating* weight, const floating* bias, Py_ssize_t n_rows, const LayerRecord* layer,
+) noexcept nogil:
+    cdef Py_ssize_t size = rows_of_tile(layer.out_stride), tile = first_tile(me), first
+    while tile * size < n_rows:
+        first = tile * size
+        compressed_dense_forward(
+            y + first * layer.out_stride, X, rows, weights + first if weights != NULL else NULL, first,
+            weight, bias, min(size, n_rows - first), layer.n_out, layer.out_stride, layer.activation,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef void compressed_backward(
+    const Worker* me, floating* dweight, floating* dbias, double* squares, floating* dy, const floating* y,
+    const Rows* X, const Py_ssize_t* rows, const double* weights, const floating* weight, floating penalty,
+    Py_ssize_t n_rows, const LayerRecord* layer,
+) noexcept nogil:
+    cdef Py_ssize_t tile, column, columns
+    dense_activation_backward(me, dy, y, layer.activation, n_rows, layer.out_stride)
+    tile = first_tile(me)
+    while tile < count_tiles(layer.out_stride, panel(dy)):
+        column = tile * panel(dy)
+        columns = min(panel(dy), layer.out_stride - column)
+        compressed_dense_backward(
+            dweight + column, dbias + column if dbias != NULL else NULL, <const floating*> dy + column,
+            X, rows, weights, n_rows, columns, layer.out_stride,
+        )
+        if penalty != 0:
+            squares[tile] = add_penalty(
+                dweight + column, weight + column, X.n_columns, columns, layer.out_stride, penalty
+            )
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef void dropout(
+    const Worker* me, floating* y, const floating* x, Py_ssize_t n_rows, const LayerRecord* layer,
+    const uint32_t* key, uint32_t step, uint32_t index,
+) noexcept nogil:
+    cdef Py_ssize_t size = rows_of_tile(layer.out_stride), tile = first_tile(me), first
+    while tile * size < n_rows:
+        first = tile * size
+        dropout_apply(
+            y + first * layer.out_stride, x + first * layer.out_stride, first, min(size, n_rows - first),
+            layer.n_out, layer.out_stride, layer.rate, key, step, index,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef void elementwise(
+    const Worker* me, floating* out, const floating* dy, const floating* x, Py_ssize_t n_rows,
+    const LayerRecord* layer,
+) noexcept nogil:
+    """Forward, or given dy backward."""
+    cdef Py_ssize_t stride = layer.out_stride, size = rows_of_tile(stride), tile = first_tile(me), start, n
+    while tile * size < n_rows:
+        start = tile * size * stride
+        n = min(size, n_rows - tile * size)
+        if dy == NULL:
+            elementwise_forward(out + start, x + start, n, layer.n_out, stride, layer.activation)
+        else:
+            elementwise_backward(out + start, dy + start, x + start, n, stride, layer.activation)
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef inline bint must_stop(const Worker* me, const Plan* plan, Py_ssize_t n_rows) noexcept nogil:
+    """Whether a signal handler raised; asked between the layers of a long mini-batch.
+
+    What the leader hears now, all hear when they have met the next time.
+    """
+    if n_rows > plan.rows_per_call and me.number == 0 and not me.team.wants_to_stop and handlers_raise():
+        me.team.wants_to_stop = True
+        me.team.is_stopped = me.size == 1
+    return me.team.is_stopped
+
+
 cdef void forward(
-    Plan* plan, const floating* params, floating* activations,
+    const Worker* me, const Plan* plan, const floating* params, floating* activations,
     const Rows* X, const Py_ssize_t* rows, const double* weights,
     Py_ssize_t n_rows, uint32_t step, bint update_statistics,
 ) noexcept nogil:
@@ -147,16 +262,11 @@ cdef void forward(
     cdef const floating* weight
     cdef const floating* bias
     cdef floating* y
-    cdef double* saved
-    cdef double* statistics
-    cdef double weight_seen
-    cdef bint is_long = n_rows > plan.rows_per_call
-    cdef Py_ssize_t index, start, stop
+    cdef Py_ssize_t index
     if not meets_compressed(plan, X):
-        gather(activations, X, rows, weights, 0, n_rows, plan.input_stride)
+        gather_together(me, activations, X, rows, weights, n_rows, plan.input_stride)
     for index in range(plan.n_layers):
-        if is_long and handlers_raise():
-            plan.is_stopped = True
+        if must_stop(me, plan, n_rows):
             return
         layer = &plan.layers[index]
         x = activations + layer.input * plan.capacity
@@ -164,42 +274,27 @@ cdef void forward(
         weight = params + layer.weight if layer.weight >= 0 else NULL
         bias = params + layer.bias if layer.bias >= 0 else NULL
         if index == 0 and meets_compressed(plan, X):
-            compressed_dense_forward(
-                y, X, rows, weights, 0, weight, bias, n_rows, layer.n_out, layer.out_stride, layer.activation
-            )
+            compressed_forward(me, y, X, rows, weights, weight, bias, n_rows, layer)
         elif layer.kind == SKBN_DENSE:
             dense_forward(
-                y, x, weight, bias, n_rows, layer.n_in, layer.n_out,
+                me, y, x, weight, bias, n_rows, layer.n_in, layer.n_out,
                 layer.in_stride, layer.out_stride, layer.activation,
             )
         elif layer.kind == SKBN_BATCH_NORM:
-            saved = plan.saved + layer.saved * plan.n_virtual
-            statistics = plan.scratch if update_statistics else NULL
-            start = 0
-            while start < n_rows:
-                stop = batch_stop(start, n_rows, layer.virtual_batch_size, 2)
-                weight_seen = batch_norm_forward(
-                    y + start * layer.out_stride, saved, statistics, x + start * layer.out_stride,
-                    weights + start if weights != NULL else NULL,
-                    weight, bias, stop - start, layer.n_out, layer.out_stride,
-                    layer.epsilon, layer.activation,
-                )
-                if update_statistics and weight_seen > 0:
-                    update_moving_statistics(
-                        plan.state + layer.state, statistics, layer.out_stride, layer.momentum
-                    )
-                saved += 3 * layer.out_stride
-                start = stop
-        elif layer.kind == SKBN_DROPOUT:
-            dropout_apply(
-                y, x, n_rows, layer.n_out, layer.out_stride, layer.rate, plan.key, step, <uint32_t> index
+            batch_norm_forward(
+                me, y, plan.saved + layer.saved * plan.n_virtual,
+                plan.state + layer.state if update_statistics else NULL, x, weights, weight, bias,
+                n_rows, layer.n_out, layer.out_stride, layer.virtual_batch_size,
+                layer.epsilon, layer.momentum, layer.activation,
             )
+        elif layer.kind == SKBN_DROPOUT:
+            dropout(me, y, x, n_rows, layer, plan.key, step, <uint32_t> index)
         elif layer.kind == SKBN_ELEMENTWISE:
-            elementwise_forward(y, x, n_rows, layer.n_out, layer.out_stride, layer.activation)
+            elementwise(me, y, <const floating*> NULL, x, n_rows, layer)
 
 
 cdef double backward(
-    Plan* plan, const floating* params, floating* grads,
+    const Worker* me, const Plan* plan, const floating* params, floating* grads,
     const floating* activations, floating* deltas,
     const Rows* X, const Py_ssize_t* rows, const double* weights,
     Py_ssize_t n_rows, double total, uint32_t step,
@@ -214,68 +309,49 @@ cdef double backward(
     cdef const floating* weight
     cdef floating* dy
     cdef floating* dx
-    cdef const double* saved
-    cdef double* dgamma = plan.scratch + 2 * plan.widest
-    cdef double* dbeta = plan.scratch + 3 * plan.widest
+    cdef floating* dweight
+    cdef floating* dbias
     cdef double squares = 0
-    cdef bint is_long = n_rows > plan.rows_per_call
-    cdef Py_ssize_t index, start, stop, j
+    cdef floating penalty = <floating> (plan.alpha / total)
+    cdef Py_ssize_t index, n_tiles = 0, k
     for index in range(plan.n_layers - 1, -1, -1):
-        if is_long and handlers_raise():
-            plan.is_stopped = True
+        if must_stop(me, plan, n_rows):
             return 0
         layer = &plan.layers[index]
         x = activations + layer.input * plan.capacity
+        y = activations + layer.output * plan.capacity
         dy = deltas + layer.output * plan.capacity
         dx = deltas + layer.input * plan.capacity if index > 0 else NULL
         weight = params + layer.weight if layer.weight >= 0 else NULL
-        y = activations + layer.output * plan.capacity
+        dweight = grads + layer.weight if layer.weight >= 0 else NULL
+        dbias = grads + layer.bias if layer.bias >= 0 else NULL
         if layer.kind == SKBN_DENSE:
+            if not layer.train_bias:
+                dbias = NULL
             if index == 0 and meets_compressed(plan, X):
-                compressed_dense_backward(
-                    grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
-                    dy, y, X, rows, weights, n_rows, layer.out_stride, layer.activation,
+                compressed_backward(
+                    me, dweight, dbias, plan.squares + n_tiles, dy, y, X, rows, weights, weight, penalty,
+                    n_rows, layer,
                 )
+                n_tiles += count_tiles(layer.out_stride, panel(dy))
             else:
                 dense_backward(
-                    dx, grads + layer.weight, grads + layer.bias if layer.train_bias else NULL,
-                    deltas + plan.capacity * plan.row_size,
-                    dy, y, x, weight, n_rows, layer.n_in, layer.n_out,
-                    layer.in_stride, layer.out_stride, layer.activation,
+                    me, dx, dweight, dbias, plan.squares + n_tiles, dy, y, x, weight, penalty,
+                    n_rows, layer.n_in, layer.n_out, layer.in_stride, layer.out_stride, layer.activation,
                 )
-            if plan.alpha != 0:
-                squares += add_penalty(
-                    grads + layer.weight, weight, (layer.n_in * layer.out_stride + 7) // 8 * 8,
-                    <floating> (plan.alpha / total),
-                )
+                n_tiles += count_gradient_tiles(dy, layer.n_in, layer.out_stride)
         elif layer.kind == SKBN_BATCH_NORM:
-            activation_backward(dy, y, layer.activation, n_rows, layer.out_stride)
-            saved = plan.saved + layer.saved * plan.n_virtual
-            memset(dgamma, 0, layer.out_stride * sizeof(double))
-            memset(dbeta, 0, layer.out_stride * sizeof(double))
-            start = 0
-            while start < n_rows:
-                stop = batch_stop(start, n_rows, layer.virtual_batch_size, 2)
-                batch_norm_backward(
-                    dx + start * layer.out_stride if dx != NULL else NULL, dgamma, dbeta,
-                    dy + start * layer.out_stride, x + start * layer.out_stride,
-                    weights + start if weights != NULL else NULL, weight, saved,
-                    stop - start, layer.out_stride,
-                )
-                saved += 3 * layer.out_stride
-                start = stop
-            if layer.weight >= 0:
-                for j in range(layer.out_stride):
-                    grads[layer.weight + j] = <floating> dgamma[j]
-            if layer.bias >= 0:
-                for j in range(layer.out_stride):
-                    grads[layer.bias + j] = <floating> dbeta[j]
-        elif layer.kind == SKBN_DROPOUT and dx != NULL:
-            dropout_apply(
-                dx, dy, n_rows, layer.n_out, layer.out_stride, layer.rate, plan.key, step, <uint32_t> index
+            batch_norm_backward(
+                me, dx, dweight, dbias, dy, y, x, weights, weight, plan.saved + layer.saved * plan.n_virtual,
+                n_rows, layer.out_stride, layer.virtual_batch_size, layer.activation,
             )
+        elif layer.kind == SKBN_DROPOUT and dx != NULL:
+            dropout(me, dx, dy, n_rows, layer, plan.key, step, <uint32_t> index)
         elif layer.kind == SKBN_ELEMENTWISE and dx != NULL:
-            elementwise_backward(dx, dy, x, n_rows, layer.out_stride, layer.activation)
+            elementwise(me, dx, dy, x, n_rows, layer)
+    if plan.alpha != 0:
+        for k in range(n_tiles):
+            squares += plan.squares[k]
     return 0.5 * plan.alpha * squares
 
 
@@ -300,25 +376,54 @@ cdef double loss_and_delta(
     )
 
 
+cdef double loss_together(
+    const Worker* me, const Plan* plan, const floating* raw, floating* draw, double* scores,
+    const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows, double rate,
+) noexcept nogil:
+    """The same for a mini-batch; the leader adds the scores."""
+    cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
+    cdef Py_ssize_t tile = first_tile(me), first, k, size = 1 + plan.n_scores
+    cdef double loss = 0
+    cdef double* part
+    while tile * LOSS_ROWS < n_rows:
+        first = tile * LOSS_ROWS
+        part = plan.losses + tile * size
+        memset(part, 0, size * sizeof(double))
+        part[0] = loss_and_delta(
+            plan, raw + first * last.out_stride, draw + first * last.out_stride, part + 1, targets,
+            weights + first if weights != NULL else NULL, rows + first,
+            min(<Py_ssize_t> LOSS_ROWS, n_rows - first), rate,
+        )
+        tile = next_tile(me, tile)
+    meet(me)
+    if me.number == 0:
+        for tile in range(count_tiles(n_rows, LOSS_ROWS)):
+            loss += plan.losses[tile * size]
+            for k in range(1, size):
+                scores[k - 1] += plan.losses[tile * size + k]
+    return loss
+
+
 cdef double gradient_of_batch(
-    Plan* plan, const floating* params, floating* grads, floating* activations, floating* deltas,
+    const Worker* me, const Plan* plan, const floating* params, floating* grads,
+    floating* activations, floating* deltas,
     const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
     double total, uint32_t step, bint update_statistics, double* scores,
 ) noexcept nogil:
     """Loss of one batch, summed over its rows, penalty included; its mean's gradient to grads.
 
-    ``weights`` are those of these rows, ``total`` is their sum.
+    ``weights`` are those of these rows, ``total`` is their sum. Only what the leader returns counts.
     """
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
     cdef double loss
-    forward(plan, params, activations, X, rows, weights, n_rows, step, update_statistics)
-    if plan.is_stopped:
+    forward(me, plan, params, activations, X, rows, weights, n_rows, step, update_statistics)
+    if me.team.is_stopped:
         return 0
-    loss = loss_and_delta(
-        plan, activations + last.output * plan.capacity, deltas + last.output * plan.capacity,
+    loss = loss_together(
+        me, plan, activations + last.output * plan.capacity, deltas + last.output * plan.capacity,
         scores, targets, weights, rows, n_rows, 1 / total,
     )
-    return loss + backward(plan, params, grads, activations, deltas, X, rows, weights, n_rows, total, step)
+    return loss + backward(me, plan, params, grads, activations, deltas, X, rows, weights, n_rows, total, step)
 
 
 cdef inline const double* gather_weights(
@@ -334,39 +439,124 @@ cdef inline const double* gather_weights(
     return batch_weights
 
 
-cdef void train_batches(
-    Plan* plan, floating* params, floating* grads, floating* memory,
-    floating* activations, floating* deltas,
-    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
-    Py_ssize_t* position, Py_ssize_t n_batches, OptimizerRecord* optimizer, double* sums,
+cdef const double* gather_weights_together(
+    const Worker* me, const Plan* plan, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
 ) noexcept nogil:
+    if weights == NULL:
+        return NULL
+    if me.number == 0:
+        gather_weights(plan.batch_weights, weights, rows, 0, n_rows)
+    meet(me)
+    return plan.batch_weights
+
+
+cdef struct Call:
+    const Rows* X
+    const void* targets
+    const double* weights
+    const Py_ssize_t* rows
+    Py_ssize_t n_rows
+    void* params
+    void* grads
+    void* activations
+    void* deltas
+    double* sums                # IN/OUT loss, rows, scores
+    # Training only: where to begin and, for as many mini-batches, with what.
+    Py_ssize_t position         # IN/OUT
+    Py_ssize_t n_batches
+    OptimizerRecord* optimizer  # NULL: the gradient of all rows as one batch
+    void* memory
+    # One batch only.
+    uint32_t step
+    bint update_statistics
+    double loss                 # OUT mean with penalty
+
+
+cdef void train_batches(const Worker* me, const Plan* plan, Call* call, floating* params) noexcept nogil:
     """Train on up to n_batches mini-batches from position on; add to the sums (see ``train``)."""
-    cdef const double* batch_weights
+    cdef const double* weights
     cdef double total, loss
-    cdef Py_ssize_t _batch, start, stop
-    for _batch in range(n_batches):
-        start = position[0]
-        if start >= n_rows:
+    cdef Py_ssize_t _batch, start = call.position, stop
+    cdef int64_t t = call.optimizer.t
+    for _batch in range(call.n_batches):
+        if start >= call.n_rows:
             break
-        stop = batch_stop(start, n_rows, plan.batch_size, plan.min_rows)
-        position[0] = stop
-        batch_weights = gather_weights(plan.batch_weights, weights, rows, start, stop - start)
-        total = total_weight(batch_weights, stop - start)
-        if total == 0:
-            continue  # nothing in it counts
-        loss = gradient_of_batch(
-            plan, params, grads, activations, deltas, X, targets, batch_weights, rows + start, stop - start,
-            total, <uint32_t> optimizer.t, True, sums + 2,
-        )
-        if plan.is_stopped:
-            break
-        sums[0] += loss if weights == NULL else loss * ((stop - start) / total)
-        sums[1] += stop - start
-        optimizer_update(params, memory, grads, plan.n_params, optimizer)
+        stop = batch_stop(start, call.n_rows, plan.batch_size, plan.min_rows)
+        weights = gather_weights_together(me, plan, call.weights, call.rows + start, stop - start)
+        total = total_weight(weights, stop - start)
+        if total > 0:  # else nothing in it counts
+            loss = gradient_of_batch(
+                me, plan, params, <floating*> call.grads, <floating*> call.activations,
+                <floating*> call.deltas, call.X, <const floating*> call.targets, weights, call.rows + start,
+                stop - start, total, <uint32_t> t, True, call.sums + 2,
+            )
+            if me.team.is_stopped:
+                break
+            if me.number == 0:
+                call.sums[0] += loss if weights == NULL else loss * ((stop - start) / total)
+                call.sums[1] += stop - start
+            optimizer_update(
+                me, params, <floating*> call.memory, <floating*> call.grads, plan.norms,
+                plan.n_params, call.optimizer, t,
+            )
+            t += 1
+        else:
+            meet(me)  # all have seen the weights
+        start = stop
+    meet(me)  # all have read where to begin
+    if me.number == 0:
+        call.position = start
+        call.optimizer.t = t
+
+
+cdef void take_gradient(const Worker* me, const Plan* plan, Call* call, const floating* params) noexcept nogil:
+    """The gradient of all rows as one batch; to the sums is added what training adds."""
+    cdef const double* weights = gather_weights_together(me, plan, call.weights, call.rows, call.n_rows)
+    cdef double total = total_weight(weights, call.n_rows), loss
+    loss = gradient_of_batch(
+        me, plan, params, <floating*> call.grads, <floating*> call.activations,
+        <floating*> call.deltas, call.X, <const floating*> call.targets, weights, call.rows, call.n_rows,
+        total, call.step, call.update_statistics, call.sums + 2,
+    )
+    if me.number == 0:
+        call.loss = loss / total
+        call.sums[0] += call.loss * call.n_rows
+        call.sums[1] += call.n_rows
+
+
+cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, bint is_double) noexcept nogil:
+    """What each worker of a team does."""
+    cdef Worker me
+    cdef unsigned long long mode = flush_denormals()
+    me.team = team
+    me.number = number
+    me.size = size
+    me.room = plan.rooms + number * plan.room_size
+    if is_double and call.optimizer != NULL:
+        train_batches(&me, plan, call, <double*> call.params)
+    elif is_double:
+        take_gradient(&me, plan, call, <const double*> call.params)
+    elif call.optimizer != NULL:
+        train_batches(&me, plan, call, <float*> call.params)
+    else:
+        take_gradient(&me, plan, call, <const float*> call.params)
+    restore_mode(mode)
+
+
+cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_double) noexcept nogil:
+    """Let a team do it; return whether a signal handler raised."""
+    cdef Team team
+    memset(&team, 0, sizeof(Team))
+    if threads == 1:
+        work(&team, plan, call, 0, 1, is_double)
+    else:
+        with parallel(num_threads=threads):
+            work(&team, plan, call, threadid(), team_size(), is_double)
+    return team.is_stopped or team.wants_to_stop
 
 
 cdef floating* forward_eval(
-    const Plan* plan, const floating* params, floating* here, floating* there,
+    const Worker* me, const Plan* plan, const floating* params, floating* here, floating* there,
     const Rows* X, const Py_ssize_t* rows, const double* weights, Py_ssize_t first, Py_ssize_t n_rows,
     Py_ssize_t n_layers,
 ) noexcept nogil:
@@ -379,7 +569,7 @@ cdef floating* forward_eval(
     cdef Py_ssize_t index
     if not compressed:
         gather(here, X, rows, weights, first, n_rows, plan.input_stride)
-        zero_pads(here, n_rows, X.n_columns, plan.input_stride)
+        zero_pads(here, n_rows, X.n_columns, plan.input_stride, plan.input_stride)
     for index in range(n_layers):
         layer = &plan.layers[index]
         weight = params + layer.weight if layer.weight >= 0 else NULL
@@ -392,7 +582,7 @@ cdef floating* forward_eval(
             here, there = there, here
         elif layer.kind == SKBN_DENSE:
             dense_forward(
-                there, here, weight, bias, n_rows, layer.n_in, layer.n_out,
+                me, there, here, weight, bias, n_rows, layer.n_in, layer.n_out,
                 layer.in_stride, layer.out_stride, layer.activation,
             )
             here, there = there, here
@@ -410,8 +600,18 @@ cdef floating* forward_eval(
     return here
 
 
+cdef inline Worker alone(const Plan* plan, int number) noexcept nogil:
+    """A worker that meets nobody."""
+    cdef Worker me
+    me.team = NULL
+    me.number = 0
+    me.size = 1
+    me.room = plan.rooms + number * plan.room_size
+    return me
+
+
 cdef void predict_block(
-    const Plan* plan, const floating* params, floating* work,
+    const Worker* me, const Plan* plan, const floating* params, floating* work,
     floating* raw, double* sums,
     const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows,
     Py_ssize_t n_rows, Py_ssize_t block,
@@ -425,7 +625,7 @@ cdef void predict_block(
     cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
     cdef floating* out
     out = forward_eval(
-        plan, params, work, work + min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest,
+        me, plan, params, work, work + min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest,
         X, rows, block_weights, first, size, plan.n_layers
     )
     if raw != NULL:
@@ -449,14 +649,16 @@ cdef void predict_blocks(
 ) noexcept nogil:
     """Blocks first to stop, shared out over threads; every block's bits are its own."""
     cdef Py_ssize_t block
-    for block in prange(first, stop, num_threads=threads, schedule="static"):
+    cdef Worker me
+    for block in prange(first, stop, num_threads=threads, schedule="dynamic"):
+        me = alone(plan, threadid())
         predict_block(
-            plan, params, work + threadid() * work_size, raw, sums, X, targets, weights, rows, n_rows, block
+            &me, plan, params, work + threadid() * work_size, raw, sums, X, targets, weights, rows, n_rows, block
         )
 
 
 cdef double block_moments(
-    const Plan* plan, const floating* params, floating* work,
+    const Worker* me, const Plan* plan, const floating* params, floating* work,
     double* mean, double* square,       # OUT (stride,) of the layer
     const double* origin,               # IN  (stride,)
     const Rows* X, const double* weights, const Py_ssize_t* rows,
@@ -476,7 +678,7 @@ cdef double block_moments(
     cdef unsigned long long mode = flush_denormals()
     cdef floating* out
     out = forward_eval(
-        plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, index
+        me, plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, index
     )
     for start in range(0, stride, 64):  # TILE
         columns = min(<Py_ssize_t> TILE, stride - start)
@@ -497,9 +699,11 @@ cdef void group_moments(
 ) noexcept nogil:
     """Moments and weight of every block of a group of rows, shared out over threads."""
     cdef Py_ssize_t stride = plan.layers[index].in_stride, block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-    for block in prange(n_blocks, num_threads=threads, schedule="static"):
+    cdef Worker me
+    for block in prange(n_blocks, num_threads=threads, schedule="dynamic"):
+        me = alone(plan, threadid())
         totals[block] = block_moments(
-            plan, params, work + threadid() * work_size,
+            &me, plan, params, work + threadid() * work_size,
             parts + 2 * block * stride, parts + (2 * block + 1) * stride, origin,
             X, weights, rows, n_rows, block, index,
         )
@@ -589,13 +793,14 @@ cdef class CPUExecutor:
 
     cdef Plan plan
     cdef bint is_double, lacks_input
+    cdef double seconds_per_row
     cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs, n_batches_per_call
     cdef void* params
     cdef void* grads
     cdef void* activations
     cdef void* deltas
-    cdef object network, dtype, owners, train_owners
+    cdef object network, dtype, owners, train_owners, rooms
 
     def __init__(self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0)):
         table = network.table
@@ -625,13 +830,13 @@ cdef class CPUExecutor:
         plan.n_virtual = 1
         plan.input_stride = layers[0].in_stride
         plan.widest = layers[0].in_stride
-        plan.largest = 0
+        deepest = plan.capacity
         for index in range(plan.n_layers):
             plan.widest = max(plan.widest, layers[index].out_stride)
-            if layers[index].kind == SKBN_DENSE:
-                plan.largest = max(plan.largest, layers[index].n_out * layers[index].in_stride)
+            deepest = max(deepest, layers[index].n_in, layers[index].n_out)
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
+        plan.room_size = min(<Py_ssize_t> DEPTH, deepest) * SKBN_PANEL
         plan.loss = 0 if loss_kind is None else loss_kind
         n_out = layers[plan.n_layers - 1].n_out
         plan.n_scores = 1 if loss_kind in (SKBN_BINARY_LOG_LOSS, SKBN_CATEGORICAL_LOG_LOSS) else n_out
@@ -642,8 +847,9 @@ cdef class CPUExecutor:
         plan.state = <double*> address(network.state, b"d", network.n_state, True)
         self.owners = (table, network.params, network.state)
         self.train_owners = None
+        self.rooms = None
         # A step costs 6 multiplications and additions a parameter and row, and some overhead.
-        seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
+        self.seconds_per_row = seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
         plan.rows_per_call = max(1, int(SECONDS_PER_CALL / seconds_per_row))
         self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / (batch_size * seconds_per_row + 1e-6)))
 
@@ -654,6 +860,12 @@ cdef class CPUExecutor:
     def __exit__(self, *exception):
         single_threaded_blas().__exit__(*exception)
 
+    cdef new_rooms(self, int threads):
+        """Give every worker a room; they live as long as what is returned."""
+        rooms = aligned_zeros(threads * self.plan.room_size, np.int8)
+        self.plan.rooms = <char*> address(rooms, b"b", 0, True)
+        return rooms
+
     cdef allocate(self, bint compressed):
         """Make the buffers that training needs, when it first needs them.
 
@@ -663,38 +875,69 @@ cdef class CPUExecutor:
         cdef Plan* plan = &self.plan
         cdef Py_ssize_t input_size = plan.capacity * plan.input_stride, size = plan.capacity * plan.row_size
         cdef Py_ssize_t input_bytes = input_size * <Py_ssize_t> (sizeof(double) if self.is_double else sizeof(float))
+        cdef Py_ssize_t n_tiles = 0, index
         if self.train_owners is not None and (compressed or not self.lacks_input):
             return
         self.lacks_input = compressed
+        for index in range(plan.n_layers):
+            if plan.layers[index].kind == SKBN_DENSE:
+                n_tiles += count_gradient_tiles(
+                    <const double*> NULL, plan.layers[index].n_in, plan.layers[index].out_stride
+                )
         activations = aligned_zeros(size - (input_size if compressed else 0), self.dtype)
-        # Behind the deltas: room for transposed weights.
-        deltas = aligned_zeros(size - input_size + plan.largest, self.dtype)
+        deltas = aligned_zeros(size - input_size, self.dtype)
         grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
-        scratch = aligned_zeros(4 * plan.widest, np.float64)
         weights = aligned_zeros(plan.capacity, np.float64)
+        losses = aligned_zeros(count_tiles(plan.capacity, LOSS_ROWS) * (1 + plan.n_scores), np.float64)
+        squares = aligned_zeros(n_tiles, np.float64)
+        norms = aligned_zeros(optimizer_tiles(plan.n_params), np.float64)
         self.activations = <char*> address(activations, self.kind, 0, True) - (input_bytes if compressed else 0)
         self.deltas = <char*> address(deltas, self.kind, 0, True) - input_bytes
         self.grads = address(grads, self.kind, 0, True)
         plan.saved = <double*> address(saved, b"d", 0, True)
-        plan.scratch = <double*> address(scratch, b"d", 0, True)
         plan.batch_weights = <double*> address(weights, b"d", 0, True)
-        self.train_owners = (activations, deltas, grads, saved, scratch, weights)
+        plan.losses = <double*> address(losses, b"d", 0, True)
+        plan.squares = <double*> address(squares, b"d", 0, True)
+        plan.norms = <double*> address(norms, b"d", 0, True)
+        self.train_owners = (activations, deltas, grads, saved, weights, losses, squares, norms)
 
     cdef check_loss(self):
         """Refuse to train or evaluate without a loss."""
         if self.plan.loss == 0:
             raise ValueError("This executor was made without a loss.")
 
-    cdef raise_what_was_raised(self):
-        """Raise what stopped a call."""
-        if self.plan.is_stopped:
-            self.plan.is_stopped = False
-            raise _raised.pop()
-
     def new_sums(self):
         """Return zeros for what ``train`` adds up: loss, rows, scores."""
         return np.zeros(2 + self.plan.n_scores)
+
+    cdef int workers(self, Py_ssize_t n_rows):
+        """How many threads a mini-batch of so many rows is worth."""
+        cdef double seconds = self.seconds_per_row * n_rows
+        return n_threads() if SKBN_HAS_TEAMS and seconds > SECONDS_WORTH_A_TEAM else 1
+
+    cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
+        """Let a team work on a call; raise what signal handlers raised meanwhile."""
+        cdef Plan* plan = &self.plan
+        cdef int threads = self.workers(n_rows)
+        cdef bint is_stopped
+        self.check_loss()
+        self.allocate(meets_compressed(plan, X))
+        call.X = X
+        call.targets = targets
+        call.weights = weights
+        call.params = self.params
+        if call.grads == NULL:
+            call.grads = self.grads
+        call.activations = self.activations
+        call.deltas = self.deltas
+        if self.rooms is None or self.rooms.size < threads * plan.room_size:
+            self.rooms = self.new_rooms(threads)
+        plan.rooms = <char*> address(self.rooms, b"b", 0, True)
+        with nogil:
+            is_stopped = work_together(plan, call, threads, self.is_double)
+        if is_stopped:
+            raise _raised.pop()
 
     def train(self, X, targets, weights, rows, Py_ssize_t start, optimizer, memory, sums):
         """Train on mini-batches of X[rows] from position start on, for as long as one call may take.
@@ -704,33 +947,18 @@ cdef class CPUExecutor:
         """
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0], position = start
         cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
-        cdef const double* w = weights_of(weights, X.shape[0])
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef OptimizerRecord* record = <OptimizerRecord*> address(optimizer, b"T", 1, True)
-        cdef void* m = address(memory, self.kind, optimizer_vectors(record.kind) * plan.n_params, True)
-        cdef double* totals = <double*> address(sums, b"d", 2 + plan.n_scores, True)
-        cdef unsigned long long mode
-        self.check_loss()
-        self.allocate(meets_compressed(plan, &source))
-        with nogil:
-            mode = flush_denormals()
-            if self.is_double:
-                train_batches(
-                    plan, <double*> self.params, <double*> self.grads, <double*> m,
-                    <double*> self.activations, <double*> self.deltas, &source, <double*> y, w,
-                    index, n_rows, &position, self.n_batches_per_call, record, totals,
-                )
-            else:
-                train_batches(
-                    plan, <float*> self.params, <float*> self.grads, <float*> m,
-                    <float*> self.activations, <float*> self.deltas, &source, <float*> y, w,
-                    index, n_rows, &position, self.n_batches_per_call, record, totals,
-                )
-            restore_mode(mode)
-        self.raise_what_was_raised()
-        return position
+        cdef Call call
+        memset(&call, 0, sizeof(Call))
+        call.n_rows = rows.shape[0]
+        call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
+        call.position = start
+        call.n_batches = self.n_batches_per_call
+        call.optimizer = <OptimizerRecord*> address(optimizer, b"T", 1, True)
+        call.memory = address(memory, self.kind, optimizer_vectors(call.optimizer.kind) * plan.n_params, True)
+        call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
+        self.run(&call, &source, y, weights_of(weights, X.shape[0]), min(plan.batch_size, call.n_rows))
+        return call.position
 
     def loss_and_gradient(
         self, X, targets, weights, rows, grads, uint32_t step=0, *, bint update_statistics=False, sums=None
@@ -741,40 +969,20 @@ cdef class CPUExecutor:
         """
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef Py_ssize_t n_rows = rows.shape[0]
         cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
-        cdef const double* w = weights_of(weights, X.shape[0])
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef void* g = address(grads, self.kind, plan.n_params, True)
+        cdef Call call
         sums = self.new_sums() if sums is None else sums
-        cdef double* totals = <double*> address(sums, b"d", 2 + plan.n_scores, True)
-        cdef unsigned long long mode
-        cdef double loss, total
-        if n_rows > plan.capacity:
-            raise ValueError(f"{n_rows} rows do not fit buffers for {plan.capacity}.")
-        self.check_loss()
-        self.allocate(meets_compressed(plan, &source))
-        with nogil:
-            mode = flush_denormals()
-            w = gather_weights(plan.batch_weights, w, index, 0, n_rows)
-            total = total_weight(w, n_rows)
-            if self.is_double:
-                loss = gradient_of_batch(
-                    plan, <double*> self.params, <double*> g, <double*> self.activations,
-                    <double*> self.deltas, &source, <double*> y, w, index, n_rows, total, step,
-                    update_statistics, totals + 2,
-                )
-            else:
-                loss = gradient_of_batch(
-                    plan, <float*> self.params, <float*> g, <float*> self.activations,
-                    <float*> self.deltas, &source, <float*> y, w, index, n_rows, total, step,
-                    update_statistics, totals + 2,
-                )
-            restore_mode(mode)
-        self.raise_what_was_raised()
-        totals[0] += loss / total * n_rows
-        totals[1] += n_rows
-        return loss / total
+        memset(&call, 0, sizeof(Call))
+        call.n_rows = rows.shape[0]
+        call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
+        call.grads = address(grads, self.kind, plan.n_params, True)
+        call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
+        call.step = step
+        call.update_statistics = update_statistics
+        if call.n_rows > plan.capacity:
+            raise ValueError(f"{call.n_rows} rows do not fit buffers for {plan.capacity}.")
+        self.run(&call, &source, y, weights_of(weights, X.shape[0]), call.n_rows)
+        return call.loss
 
     cdef double work_of_row(self, X):
         """Multiplications and numbers written for one row at prediction."""
@@ -816,6 +1024,7 @@ cdef class CPUExecutor:
             y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
             sums = <double*> address(parts, b"d", 0, True)
         buffers = aligned_zeros(threads * work_size, self.dtype)
+        rooms = self.new_rooms(threads if n_rows >= ROWS_THAT_PACK else 0)
         work = address(buffers, self.kind, 0, True)
         for first in range(0, n_blocks, self.blocks_per_call(X)):  # Ctrl-C works between calls
             stop = min(first + self.blocks_per_call(X), n_blocks)
@@ -866,6 +1075,8 @@ cdef class CPUExecutor:
         buffers = aligned_zeros(threads * work_size, self.dtype)
         parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
         totals = aligned_zeros(3 * plan.widest, np.float64)
+        rooms = self.new_rooms(threads)
+        cdef Worker me = alone(plan, 0)
         work = address(buffers, self.kind, 0, True)
         moments = <double*> address(parts, b"d", 0, True)
         mean = <double*> address(totals, b"d", 0, True)
@@ -879,12 +1090,12 @@ cdef class CPUExecutor:
             # The mean of the first block is near all others, so that differences keep their digits.
             if self.is_double:
                 block_moments(
-                    plan, <double*> self.params, <double*> work, moments, moments + stride, origin,
+                    &me, plan, <double*> self.params, <double*> work, moments, moments + stride, origin,
                     &source, w, index, n_rows, 0, layer,
                 )
             else:
                 block_moments(
-                    plan, <float*> self.params, <float*> work, moments, moments + stride, origin,
+                    &me, plan, <float*> self.params, <float*> work, moments, moments + stride, origin,
                     &source, w, index, n_rows, 0, layer,
                 )
             totals[2 * stride : 3 * stride] = parts[:stride]

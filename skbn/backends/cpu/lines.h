@@ -60,16 +60,6 @@ static inline double_line skbn_mask_double(double_line dy, double_line y) { retu
 /* Minus 0 changes no number, so the compiler drops it; plus 0 would turn -0 into 0. */
 static inline float_line skbn_splat_float(float value) { return value - (float_line){0}; }
 static inline double_line skbn_splat_double(double value) { return value - (double_line){0}; }
-/* Bytes of a second factor up to which products by lines beat BLAS, which packs it first: measured with 32 and 256 rows,
- * 50 to 512 columns. Without fused multiply-adds BLAS, which has them, always wins. */
-#if defined(__AVX512F__)
-enum { SKBN_SMALL_FACTOR = 256 * 1024 };
-#elif defined(__FMA__)
-enum { SKBN_SMALL_FACTOR = 32 * 1024 };
-#else
-enum { SKBN_SMALL_FACTOR = 0 };
-#endif
-
 /* a * b + c, in one rounding where the processor can. -ffp-contract=off leaves the choice to us, so that bits do not
  * depend on what a compiler chooses to fuse. */
 #if defined(__AVX512F__)
@@ -123,7 +113,6 @@ static inline float_line skbn_mask_float(float_line dy, float_line y) { return y
 static inline double_line skbn_mask_double(double_line dy, double_line y) { return y > 0 ? dy : 0; }
 static inline float_line skbn_splat_float(float value) { return value; }
 static inline double_line skbn_splat_double(double value) { return value; }
-enum { SKBN_SMALL_FACTOR = 0 };
 static inline float_line skbn_fma_float(float_line a, float_line b, float_line c) { return a * b + c; }
 static inline double_line skbn_fma_double(double_line a, double_line b, double_line c) { return a * b + c; }
 static inline double_line skbn_widen_float(const float *x) { return *x; }

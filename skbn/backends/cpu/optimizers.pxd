@@ -10,6 +10,7 @@ from libc.math cimport M_PI, cos, pow, sqrt
 from libc.stdint cimport int64_t
 
 from skbn.backends.cpu.elementary cimport magnitude, root
+from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile
 from skbn.backends.records cimport (
     SKBN_ADAM,
     SKBN_COSINE,
@@ -20,6 +21,9 @@ from skbn.backends.records cimport (
     SKBN_WARM_UP,
     OptimizerRecord,
 )
+
+cdef enum:
+    TILE = 16384  # numbers of the flat vectors that are updated at a time
 
 
 cdef inline void sgd_update(
@@ -85,10 +89,10 @@ cdef inline double between(double start, double end, double share) noexcept nogi
     return end + (start - end) * 0.5 * (1 + cos(M_PI * share))
 
 
-cdef inline double scheduled_rate(const OptimizerRecord* optimizer) noexcept nogil:
-    """Learning rate of the next update (Loshchilov & Hutter, 2017; Smith & Topin, 2017)."""
+cdef inline double scheduled_rate(const OptimizerRecord* optimizer, double t) noexcept nogil:
+    """Learning rate of the update that comes after t others (Loshchilov & Hutter, 2017; Smith & Topin, 2017)."""
     cdef double rate = optimizer.learning_rate
-    cdef double t = optimizer.t, last = optimizer.n_steps - 1, peak = SKBN_WARM_UP * optimizer.n_steps - 1
+    cdef double last = optimizer.n_steps - 1, peak = SKBN_WARM_UP * optimizer.n_steps - 1
     if optimizer.schedule == SKBN_COSINE:
         return rate * between(1, 0, min(1.0, t / optimizer.n_steps))
     if optimizer.schedule == SKBN_ONECYCLE:
@@ -98,51 +102,81 @@ cdef inline double scheduled_rate(const OptimizerRecord* optimizer) noexcept nog
     return rate
 
 
-cdef inline void clip_norm(floating* grads, Py_ssize_t size, double max_norm) noexcept nogil:
-    """Scale a gradient whose Euclidean norm is larger than max_norm down to it (Pascanu et al., 2013)."""
+cdef inline Py_ssize_t optimizer_tiles(Py_ssize_t size) noexcept nogil:
+    return (size + TILE - 1) // TILE
+
+
+cdef inline void sum_squares(
+    const Worker* me,
+    double* parts,              # OUT one sum a tile
+    const floating* x, Py_ssize_t size,
+) noexcept nogil:
+    cdef Py_ssize_t tile = first_tile(me), k
+    while tile * TILE < size:
+        parts[tile] = 0
+        for k in range(tile * TILE, min((tile + 1) * TILE, size)):
+            parts[tile] += <double> x[k] * x[k]
+        tile = next_tile(me, tile)
+    meet(me)
+
+
+cdef inline double euclidean_norm(const double* parts, const floating* x, Py_ssize_t size) noexcept nogil:
+    """Norm of a vector, given the sums of squares of its tiles, which may have overflowed."""
     cdef double squares = 0, largest = 0, norm
-    cdef floating scale
     cdef Py_ssize_t k
-    for k in range(size):
-        squares += <double> grads[k] * grads[k]
+    for k in range(optimizer_tiles(size)):
+        squares += parts[k]
     norm = sqrt(squares)
-    if norm > DBL_MAX:  # the squares overflowed, the norm need not
+    if norm > DBL_MAX:
         for k in range(size):
-            largest = max(largest, <double> magnitude(grads[k]))
+            largest = max(largest, <double> magnitude(x[k]))
         squares = 0
         for k in range(size):
-            squares += (grads[k] / largest) * (grads[k] / largest)
+            squares += (x[k] / largest) * (x[k] / largest)
         norm = largest * sqrt(squares)
-    if norm > max_norm:  # NaN stays
-        scale = <floating> (max_norm / norm)
-        for k in range(size):
-            grads[k] = grads[k] * scale
+    return norm
 
 
 cdef inline void optimizer_update(
-    floating* params, floating* memory, floating* grads, Py_ssize_t size,
-    OptimizerRecord* optimizer,
+    const Worker* me,
+    floating* params, floating* memory, floating* grads, double* parts, Py_ssize_t size,
+    const OptimizerRecord* optimizer, int64_t t,
 ) noexcept nogil:
-    """Count one update and do it."""
-    cdef double rate = scheduled_rate(optimizer)
+    """Do the update that comes after t others. ``parts`` is room for a number a tile."""
+    cdef double rate = scheduled_rate(optimizer, t), norm
     # An epsilon that underflows would make 0 / 0 of pads and dead units.
     cdef double epsilon = max(optimizer.epsilon, <double> FLT_MIN if floating is float else DBL_MIN)
-    optimizer.t += 1
-    if optimizer.max_grad_norm <= DBL_MAX:
-        clip_norm(grads, size, optimizer.max_grad_norm)
-    if optimizer.kind == SKBN_SGD:
-        sgd_update(
-            params, memory, grads, size,
-            <floating> rate, <floating> optimizer.momentum, optimizer.nesterov,
-        )
-    elif optimizer.kind == SKBN_ADAM:
-        rate *= sqrt(1 - pow(optimizer.beta_2, optimizer.t)) / (1 - pow(optimizer.beta_1, optimizer.t))
-        adam_update(
-            params, memory, memory + size, grads, size, <floating> rate,
-            optimizer.beta_1, optimizer.beta_2, <floating> epsilon,
-        )
-    else:
-        rmsprop_update(
-            params, memory, grads, size,
-            <floating> rate, optimizer.beta_2, <floating> epsilon,
-        )
+    cdef Py_ssize_t tile, first, k, n
+    cdef floating scale = 1
+    if optimizer.max_grad_norm <= DBL_MAX:  # Pascanu et al., 2013
+        sum_squares(me, parts, <const floating*> grads, size)
+        norm = euclidean_norm(<const double*> parts, <const floating*> grads, size)
+        meet(me)
+        if norm > optimizer.max_grad_norm:  # NaN stays
+            scale = <floating> (optimizer.max_grad_norm / norm)
+    if optimizer.kind == SKBN_ADAM:
+        rate *= sqrt(1 - pow(optimizer.beta_2, t + 1)) / (1 - pow(optimizer.beta_1, t + 1))
+    tile = first_tile(me)
+    while tile * TILE < size:
+        first = tile * TILE
+        n = min(<Py_ssize_t> TILE, size - first)
+        if scale != 1:
+            for k in range(first, first + n):
+                grads[k] = grads[k] * scale
+        if optimizer.kind == SKBN_SGD:
+            sgd_update(
+                params + first, memory + first, grads + first, n,
+                <floating> rate, <floating> optimizer.momentum, optimizer.nesterov,
+            )
+        elif optimizer.kind == SKBN_ADAM:
+            adam_update(
+                params + first, memory + first, memory + size + first, grads + first, n, <floating> rate,
+                optimizer.beta_1, optimizer.beta_2, <floating> epsilon,
+            )
+        else:
+            rmsprop_update(
+                params + first, memory + first, grads + first, n,
+                <floating> rate, optimizer.beta_2, <floating> epsilon,
+            )
+        tile = next_tile(me, tile)
+    meet(me)

@@ -11,7 +11,7 @@ from cython cimport floating
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from skbn.backends.cpu.activations cimport activation_backward, activation_forward
+from skbn.backends.cpu.activations cimport activation_forward
 from skbn.backends.cpu.dense cimport column_sums
 
 
@@ -96,36 +96,35 @@ cdef inline void compressed_dense_forward(
             factors = weight + integer(source.columns, source.is_wide, k) * out_stride
             for j in range(out_stride):
                 z[j] = z[j] + value * factors[j]
-    activation_forward(y, activation, n_rows, n_out, out_stride)
+    activation_forward(y, activation, n_rows, n_out, out_stride, out_stride)
 
 
 cdef inline void compressed_dense_backward(
-    floating* dweight,          # OUT (n_columns, n_out) by out_stride
-    floating* dbias,            # OUT (n_out,) padded; NULL: not trained
-    floating* dy,               # IN/OUT (n_rows, n_out) by out_stride: dy, then dz
-    const floating* y,          # IN  (n_rows, n_out) by out_stride
+    floating* dweight,          # OUT (n_columns, columns) by out_stride
+    floating* dbias,            # OUT (columns,); NULL: not trained
+    const floating* dz,         # IN  (n_rows, columns) by out_stride
     const Rows* source, const Py_ssize_t* rows, const double* weights,      # as in gather
-    Py_ssize_t n_rows, Py_ssize_t out_stride, int activation,
+    Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t out_stride,
 ) noexcept nogil:
-    """dweight = x.T @ dz, dbias: rows of weights that no stored number meets get zeros."""
+    """dweight = x.T @ dz, dbias of some columns: rows of weights that no stored number meets get zeros."""
     cdef const floating* data = <const floating*> source.data
-    cdef const floating* dz
+    cdef const floating* there
     cdef floating* gradient
     cdef floating value
     cdef Py_ssize_t i, j, k, row
-    activation_backward(dy, y, activation, n_rows, out_stride)
-    memset(dweight, 0, source.n_columns * out_stride * sizeof(floating))
+    for i in range(source.n_columns):
+        memset(dweight + i * out_stride, 0, columns * sizeof(floating))
     for i in range(n_rows):
         if weights != NULL and weights[i] == 0:
             continue
-        dz = dy + i * out_stride
+        there = dz + i * out_stride
         row = row_index(rows, i)
         for k in range(
             integer(source.starts, source.is_wide, row), integer(source.starts, source.is_wide, row + 1)
         ):
             value = data[k]
             gradient = dweight + integer(source.columns, source.is_wide, k) * out_stride
-            for j in range(out_stride):
-                gradient[j] = gradient[j] + value * dz[j]
+            for j in range(columns):
+                gradient[j] = gradient[j] + value * there[j]
     if dbias != NULL:
-        column_sums(dbias, dy, n_rows, out_stride)
+        column_sums(dbias, dz, n_rows, columns, out_stride)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Threads that walk the layer table together (team.h)."""
+
+cdef extern from "cpu/team.h" nogil:
+    enum:
+        SKBN_HAS_TEAMS
+    ctypedef struct Team "skbn_team":
+        bint wants_to_stop
+        bint is_stopped
+    ctypedef struct Worker "skbn_worker":
+        Team* team
+        int number
+        int size
+        void* room
+    int team_size "skbn_team_size"() noexcept
+    Py_ssize_t first_tile "skbn_first_tile"(const Worker* me) noexcept
+    Py_ssize_t next_tile "skbn_next_tile"(const Worker* me, Py_ssize_t tile) noexcept
+    void meet "skbn_meet"(const Worker* me) noexcept
+
+
+cdef inline Py_ssize_t rows_of_tile(Py_ssize_t stride) noexcept nogil:
+    """Rows that elementwise work takes at a time: enough to be worth taking, few enough to go round."""
+    return max(<Py_ssize_t> 1, 16384 // stride)
