@@ -33,6 +33,7 @@ from libc.string cimport memcpy
 
 from skbn.backends.cpu.activations cimport activation_backward, activation_forward
 from skbn.backends.cpu.lines cimport (
+    at,
     below,
     count_lines,
     double_line,
@@ -40,6 +41,7 @@ from skbn.backends.cpu.lines cimport (
     fma_line,
     line,
     mask_line,
+    put,
     relu_line,
     splat_double,
     splat_number,
@@ -115,10 +117,10 @@ cdef inline void sums_of_deviations(
         even = even + odd
         even_squares = even_squares + odd_squares
         if add:
-            even = (<double_line*> (sums + j))[0] + even
-            even_squares = (<double_line*> (squares + j))[0] + even_squares
-        (<double_line*> (sums + j))[0] = even
-        (<double_line*> (squares + j))[0] = even_squares
+            even = at(<double_line*> (sums + j), 0) + even
+            even_squares = at(<double_line*> (squares + j), 0) + even_squares
+        put(<double_line*> (sums + j), 0, even)
+        put(<double_line*> (squares + j), 0, even_squares)
 
 
 cdef inline void weighted_sums_of_deviations(
@@ -143,10 +145,10 @@ cdef inline void weighted_sums_of_deviations(
             total = total + weighted
             total_squares = fma_line(weighted, deviation, total_squares)
         if add:
-            total = (<double_line*> (sums + j))[0] + total
-            total_squares = (<double_line*> (squares + j))[0] + total_squares
-        (<double_line*> (sums + j))[0] = total
-        (<double_line*> (squares + j))[0] = total_squares
+            total = at(<double_line*> (sums + j), 0) + total
+            total_squares = at(<double_line*> (squares + j), 0) + total_squares
+        put(<double_line*> (sums + j), 0, total)
+        put(<double_line*> (squares + j), 0, total_squares)
 
 
 cdef inline line normalized(line x, line high, line low, line scale, line shift, bint rectify) noexcept nogil:
@@ -166,22 +168,22 @@ cdef inline void normalize(
     cdef line h, lo, a, b
     if order == DOWN_THE_LINES:
         for k in range(n_lines):
-            h = high[k]
-            lo = low[k]
-            a = scale[k]
-            b = shift[k]
+            h = at(high, k)
+            lo = at(low, k)
+            a = at(scale, k)
+            b = at(shift, k)
             for i in range(n_rows):
-                below(y, i * y_stride)[k] = normalized(below(x, i * x_stride)[k], h, lo, a, b, rectify)
+                put(below(y, i * y_stride), k, normalized(at(below(x, i * x_stride), k), h, lo, a, b, rectify))
     elif order == ROW_BY_ROW:
         for _row in range(n_rows):
             for k in range(n_lines):
-                y[k] = normalized(x[k], high[k], low[k], scale[k], shift[k], rectify)
+                put(y, k, normalized(at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), rectify))
             y = below(y, y_stride)
             x = below(x, x_stride)
     else:
         for _row in range(n_rows):
             for k in range(n_lines):
-                stream_line(y + k, normalized(x[k], high[k], low[k], scale[k], shift[k], rectify))
+                stream_line(y + k, normalized(at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), rectify))
             y = below(y, y_stride)
             x = below(x, x_stride)
 
@@ -196,37 +198,37 @@ cdef inline void gradient_sums(
     cdef Py_ssize_t i, k
     cdef line h, lo, a, dz, centred, even, odd, even_xhat, odd_xhat
     for k in range(n_lines):
-        h = high[k]
-        lo = low[k]
-        a = inv_std[k]
+        h = at(high, k)
+        lo = at(low, k)
+        a = at(inv_std, k)
         even = a - a
         odd = even
         even_xhat = even
         odd_xhat = even
         for i in range(0, n_rows - 1, 2):
-            dz = below(dy, i * dy_stride)[k]
-            centred = (below(x, i * x_stride)[k] - h) - lo
+            dz = at(below(dy, i * dy_stride), k)
+            centred = (at(below(x, i * x_stride), k) - h) - lo
             if rectify:
-                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+                dz = mask_line(dz, fma_line(centred, at(scale, k), at(shift, k)))
             even = even + dz
             even_xhat = fma_line(dz, centred * a, even_xhat)
-            dz = below(dy, (i + 1) * dy_stride)[k]
-            centred = (below(x, (i + 1) * x_stride)[k] - h) - lo
+            dz = at(below(dy, (i + 1) * dy_stride), k)
+            centred = (at(below(x, (i + 1) * x_stride), k) - h) - lo
             if rectify:
-                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+                dz = mask_line(dz, fma_line(centred, at(scale, k), at(shift, k)))
             odd = odd + dz
             odd_xhat = fma_line(dz, centred * a, odd_xhat)
         if n_rows % 2:
-            dz = below(dy, (n_rows - 1) * dy_stride)[k]
-            centred = (below(x, (n_rows - 1) * x_stride)[k] - h) - lo
+            dz = at(below(dy, (n_rows - 1) * dy_stride), k)
+            centred = (at(below(x, (n_rows - 1) * x_stride), k) - h) - lo
             if rectify:
-                dz = mask_line(dz, fma_line(centred, scale[k], shift[k]))
+                dz = mask_line(dz, fma_line(centred, at(scale, k), at(shift, k)))
             even = even + dz
             even_xhat = fma_line(dz, centred * a, even_xhat)
         even = even + odd
         even_xhat = even_xhat + odd_xhat
-        total[k] = total[k] + even if add else even
-        total_xhat[k] = total_xhat[k] + even_xhat if add else even_xhat
+        put(total, k, at(total, k) + even if add else even)
+        put(total_xhat, k, at(total_xhat, k) + even_xhat if add else even_xhat)
 
 
 cdef inline line gradient_in(
@@ -251,22 +253,22 @@ cdef inline void input_gradient(
     cdef line h, lo, a, b, m, s
     if order == DOWN_THE_LINES:
         for k in range(n_lines):
-            h = high[k]
-            lo = low[k]
-            a = scale[k]
-            b = shift[k]
-            m = mean_dz[k]
-            s = slope[k]
+            h = at(high, k)
+            lo = at(low, k)
+            a = at(scale, k)
+            b = at(shift, k)
+            m = at(mean_dz, k)
+            s = at(slope, k)
             for i in range(n_rows):
-                below(dx, i * dx_stride)[k] = gradient_in(
-                    below(dy, i * dy_stride)[k], below(x, i * x_stride)[k], h, lo, a, b, m, s, rectify
-                )
+                put(below(dx, i * dx_stride), k, gradient_in(
+                    at(below(dy, i * dy_stride), k), at(below(x, i * x_stride), k), h, lo, a, b, m, s, rectify
+                ))
     elif order == ROW_BY_ROW:
         for _row in range(n_rows):
             for k in range(n_lines):
-                dx[k] = gradient_in(
-                    dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
-                )
+                put(dx, k, gradient_in(
+                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), at(mean_dz, k), at(slope, k), rectify
+                ))
             dx = below(dx, dx_stride)
             dy = below(dy, dy_stride)
             x = below(x, x_stride)
@@ -274,7 +276,7 @@ cdef inline void input_gradient(
         for _row in range(n_rows):
             for k in range(n_lines):
                 stream_line(dx + k, gradient_in(
-                    dy[k], x[k], high[k], low[k], scale[k], shift[k], mean_dz[k], slope[k], rectify
+                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), at(mean_dz, k), at(slope, k), rectify
                 ))
             dx = below(dx, dx_stride)
             dy = below(dy, dy_stride)
@@ -293,19 +295,19 @@ cdef inline void weighted_input_gradient(
     cdef Py_ssize_t i, k
     cdef line h, lo, a, m, s, dz, centred
     for k in range(n_lines):
-        h = high[k]
-        lo = low[k]
-        a = scale[k]
-        m = total[k]
-        s = slope[k]
+        h = at(high, k)
+        lo = at(low, k)
+        a = at(scale, k)
+        m = at(total, k)
+        s = at(slope, k)
         for i in range(n_rows):
-            dz = below(dy, i * dy_stride)[k]
-            centred = (below(x, i * x_stride)[k] - h) - lo
+            dz = at(below(dy, i * dy_stride), k)
+            centred = (at(below(x, i * x_stride), k) - h) - lo
             if rectify:
-                dz = mask_line(dz, fma_line(centred, a, shift[k]))
-            below(dx, i * dx_stride)[k] = a * fma_line(
+                dz = mask_line(dz, fma_line(centred, a, at(shift, k)))
+            put(below(dx, i * dx_stride), k, a * fma_line(
                 fma_line(-centred, s, -m), splat_number(x, weights[i] * share), dz
-            )
+            ))
 
 
 # Batch norm of one block of rows, tile by tile.

@@ -10,14 +10,18 @@ from cython cimport floating
 
 from skbn.backends.cpu.activations cimport activation_backward, activation_forward
 from skbn.backends.cpu.lines cimport (
+    at,
     count_lines,
     double_line,
     float_line,
     fma_line,
     line,
     mask_line,
+    put,
     relu_line,
     splat_item,
+    splat_number,
+    sum_line,
 )
 from skbn.backends.cpu.products cimport (
     ROWS,
@@ -47,16 +51,16 @@ cdef inline void forward_few(
     cdef line first, second, start, z
     cdef bint last
     for k in range(n_lines):
-        start = bias[k]
+        start = at(bias, k)
         for j in range(0, n_in, 2):
-            first = weight[j * stride + k]
-            second = weight[(j + 1) * stride + k] if j + 1 < n_in else first
+            first = at(weight, j * stride + k)
+            second = at(weight, (j + 1) * stride + k) if j + 1 < n_in else first
             last = rectify and j + 2 >= n_in
             for i in range(n_rows):
-                z = start if j == 0 else y[i * stride + k]
+                z = start if j == 0 else at(y, i * stride + k)
                 z = fma_line(splat_item(x + i * in_lines, j), first, z)
                 z = fma_line(splat_item(x + i * in_lines, j + 1), second, z)
-                y[i * stride + k] = relu_line(z) if last else z
+                put(y, i * stride + k, relu_line(z) if last else z)
 
 
 cdef inline void backward_few(
@@ -73,23 +77,23 @@ cdef inline void backward_few(
     cdef const line* row
     for k in range(n_lines):
         for j in range(0, n_in, 2):
-            total = y[k] - y[k]
+            total = at(y, k) - at(y, k)
             sum0 = total
             sum1 = total
             for i in range(n_rows):
-                gradient = dy[i * stride + k]
+                gradient = at(dy, i * stride + k)
                 if rectified and j == 0:
-                    gradient = mask_line(gradient, y[i * stride + k])
-                    dy[i * stride + k] = gradient
+                    gradient = mask_line(gradient, at(y, i * stride + k))
+                    put(dy, i * stride + k, gradient)
                 row = x + i * in_lines
                 total = total + gradient
                 sum0 = fma_line(splat_item(row, j), gradient, sum0)
                 sum1 = fma_line(splat_item(row, j + 1), gradient, sum1)
-            dweight[j * stride + k] = sum0
+            put(dweight, j * stride + k, sum0)
             if j + 1 < n_in:
-                dweight[(j + 1) * stride + k] = sum1
+                put(dweight, (j + 1) * stride + k, sum1)
             if dbias != NULL:
-                dbias[k] = total
+                put(dbias, k, total)
 
 
 cdef inline void sum_lines(
@@ -100,14 +104,14 @@ cdef inline void sum_lines(
     cdef Py_ssize_t i, k
     cdef line even, odd
     for k in range(n_lines):
-        even = x[k] - x[k]
+        even = at(x, k) - at(x, k)
         odd = even
         for i in range(0, n_rows - 1, 2):
-            even = even + x[i * stride + k]
-            odd = odd + x[(i + 1) * stride + k]
+            even = even + at(x, i * stride + k)
+            odd = odd + at(x, (i + 1) * stride + k)
         if n_rows % 2:
-            even = even + x[(n_rows - 1) * stride + k]
-        sums[k] = even + odd
+            even = even + at(x, (n_rows - 1) * stride + k)
+        put(sums, k, even + odd)
 
 
 cdef inline void column_sums(
@@ -195,6 +199,25 @@ cdef inline void dense_forward(
     meet(me)
 
 
+cdef inline double add_penalty_lines(
+    line* dweight,              # IN/OUT (n_rows, n_lines) by stride, in lines: rate * weight is added
+    const line* weight,         # IN
+    Py_ssize_t n_rows, Py_ssize_t n_lines, Py_ssize_t stride, double rate,
+) noexcept nogil:
+    cdef line factor = splat_number(weight, rate), total, there
+    cdef double squares = 0
+    cdef Py_ssize_t i, k, start, rows_together = max(<Py_ssize_t> 1, 64 // n_lines)
+    for start from 0 <= start < n_rows by rows_together:
+        total = factor - factor
+        for i in range(start, min(start + rows_together, n_rows)):
+            for k in range(n_lines):
+                there = at(weight, i * stride + k)
+                put(dweight, i * stride + k, fma_line(factor, there, at(dweight, i * stride + k)))
+                total = fma_line(there, there, total)
+        squares += sum_line(total)
+    return squares
+
+
 cdef inline double add_penalty(
     floating* dweight,          # IN/OUT (n_rows, columns) by stride: rate * weight is added
     const floating* weight,     # IN
@@ -202,30 +225,20 @@ cdef inline double add_penalty(
     Py_ssize_t columns,         # pads are read as the zeros they are
     Py_ssize_t stride, floating rate,
 ) noexcept nogil:
-    """Return the sum of squared weights: 8 lanes over about 1024 numbers, which meet in float64."""
-    cdef floating lanes[8]
-    cdef floating* gradient
-    cdef const floating* row
-    cdef double total = 0
-    cdef Py_ssize_t i, k, lane, start, rows_together
-    if stride == 1:  # a single output: its column is a row
-        n_rows = (n_rows + 7) // 8
-        columns = 8
-        stride = 8
-    rows_together = max(<Py_ssize_t> 1, 1024 // columns)
-    for start from 0 <= start < n_rows by rows_together:
-        for lane in range(8):
-            lanes[lane] = 0
-        for i in range(start, min(start + rows_together, n_rows)):
-            gradient = dweight + i * stride
-            row = weight + i * stride
-            for k in range(0, columns, 8):
-                for lane in range(8):
-                    gradient[k + lane] = gradient[k + lane] + rate * row[k + lane]
-                    lanes[lane] = lanes[lane] + row[k + lane] * row[k + lane]
-        for lane in range(8):
-            total += lanes[lane]
-    return total
+    """Return the sum of squared weights: some 64 lines at a time, which meet in float64."""
+    if stride == 1:  # a single output, padded behind its last weight
+        stride = columns = 64 // sizeof(floating)
+        n_rows = (n_rows + columns - 1) // columns
+    if floating is float:
+        return add_penalty_lines(
+            <float_line*> dweight, <const float_line*> weight, n_rows,
+            count_lines(<const float_line*> weight, columns), count_lines(<const float_line*> weight, stride), rate,
+        )
+    else:
+        return add_penalty_lines(
+            <double_line*> dweight, <const double_line*> weight, n_rows,
+            count_lines(<const double_line*> weight, columns), count_lines(<const double_line*> weight, stride), rate,
+        )
 
 
 cdef inline void gradient_tile(

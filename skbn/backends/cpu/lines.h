@@ -28,12 +28,22 @@
 #else
 #define SKBN_LINE_BYTES 16
 #endif
-#define SKBN_LINE(bytes, align) __attribute__((vector_size(bytes), aligned(align), may_alias))
-typedef float float_line SKBN_LINE(SKBN_LINE_BYTES, 4);
-typedef double double_line SKBN_LINE(SKBN_LINE_BYTES, 8);
-typedef float float_half SKBN_LINE(SKBN_LINE_BYTES / 2, 4);
-typedef int32_t float_mask SKBN_LINE(SKBN_LINE_BYTES, 4);
-typedef int64_t double_mask SKBN_LINE(SKBN_LINE_BYTES, 8);
+#define SKBN_LINE(bytes) __attribute__((vector_size(bytes), may_alias))
+typedef float float_line SKBN_LINE(SKBN_LINE_BYTES);
+typedef double double_line SKBN_LINE(SKBN_LINE_BYTES);
+typedef int32_t float_mask SKBN_LINE(SKBN_LINE_BYTES);
+typedef int64_t double_mask SKBN_LINE(SKBN_LINE_BYTES);
+
+/* In memory, lines lie on boundaries of their numbers. They have types of their own there: gcc keeps variables of such
+ * types in memory, or copies them between registers in every turn of a loop. */
+#define SKBN_LINE_IN_MEMORY(bytes, boundary) __attribute__((vector_size(bytes), aligned(boundary), may_alias))
+typedef float float_line_in_memory SKBN_LINE_IN_MEMORY(SKBN_LINE_BYTES, 4);
+typedef double double_line_in_memory SKBN_LINE_IN_MEMORY(SKBN_LINE_BYTES, 8);
+typedef float float_half SKBN_LINE_IN_MEMORY(SKBN_LINE_BYTES / 2, 4);
+static inline float_line skbn_at_float(const float_line *x, ptrdiff_t k) { return ((const float_line_in_memory *) x)[k]; }
+static inline double_line skbn_at_double(const double_line *x, ptrdiff_t k) { return ((const double_line_in_memory *) x)[k]; }
+static inline void skbn_put_float(float_line *y, ptrdiff_t k, float_line z) { ((float_line_in_memory *) y)[k] = z; }
+static inline void skbn_put_double(double_line *y, ptrdiff_t k, double_line z) { ((double_line_in_memory *) y)[k] = z; }
 
 /* 0 where z < 0, else z. NaN passes: x86's maximum returns its second operand where one is NaN. */
 #if defined(__AVX512F__)
@@ -105,6 +115,10 @@ static inline void skbn_stream_double(double_line *y, double_line z) { *y = z; }
 #else
 typedef float float_line;
 typedef double double_line;
+static inline float_line skbn_at_float(const float_line *x, ptrdiff_t k) { return x[k]; }
+static inline double_line skbn_at_double(const double_line *x, ptrdiff_t k) { return x[k]; }
+static inline void skbn_put_float(float_line *y, ptrdiff_t k, float_line z) { y[k] = z; }
+static inline void skbn_put_double(double_line *y, ptrdiff_t k, double_line z) { y[k] = z; }
 static inline void skbn_stream_float(float_line *y, float_line z) { *y = z; }
 static inline void skbn_stream_double(double_line *y, double_line z) { *y = z; }
 static inline float_line skbn_relu_float(float_line z) { return z < 0 ? 0 : z; }
@@ -118,7 +132,7 @@ static inline double_line skbn_fma_double(double_line a, double_line b, double_l
 static inline double_line skbn_widen_float(const float *x) { return *x; }
 #endif
 
-static inline double_line skbn_widen_double(const double *x) { return *(const double_line *) x; }
+static inline double_line skbn_widen_double(const double *x) { return skbn_at_double((const double_line *) x, 0); }
 
 /* What was stored past the cache is there for other threads too. */
 static inline void skbn_stream_end(void) {

@@ -10,6 +10,10 @@ from cython cimport floating
 cdef extern from "cpu/lines.h" nogil:
     ctypedef float float_line
     ctypedef double double_line
+    float_line at_float "skbn_at_float"(const float_line* x, Py_ssize_t k) noexcept
+    double_line at_double "skbn_at_double"(const double_line* x, Py_ssize_t k) noexcept
+    void put_float "skbn_put_float"(float_line* y, Py_ssize_t k, float_line z) noexcept
+    void put_double "skbn_put_double"(double_line* y, Py_ssize_t k, double_line z) noexcept
     float_line relu_float "skbn_relu_float"(float_line z) noexcept
     double_line relu_double "skbn_relu_double"(double_line z) noexcept
     float_line mask_float "skbn_mask_float"(float_line dy, float_line y) noexcept
@@ -37,6 +41,22 @@ ctypedef fused line:
     double_line
 
 
+cdef inline line at(const line* x, Py_ssize_t k) noexcept nogil:
+    """The k-th line in memory, which may lie anywhere that numbers lie."""
+    if line is float_line:
+        return at_float(x, k)
+    else:
+        return at_double(x, k)
+
+
+cdef inline void put(line* y, Py_ssize_t k, line z) noexcept nogil:
+    """Store the k-th line."""
+    if line is float_line:
+        put_float(y, k, z)
+    else:
+        put_double(y, k, z)
+
+
 cdef inline line relu_line(line z) noexcept nogil:
     """max(z, 0), but NaN stays NaN."""
     if line is float_line:
@@ -59,6 +79,14 @@ cdef inline line fma_line(line a, line b, line c) noexcept nogil:
         return fma_float(a, b, c)
     else:
         return fma_double(a, b, c)
+
+
+cdef inline double sum_line(line z) noexcept nogil:
+    """Sum of the numbers in a line, by halves."""
+    if line is float_line:
+        return sum_float(z)
+    else:
+        return sum_double(z)
 
 
 cdef inline line* below(const line* row, Py_ssize_t n_bytes) noexcept nogil:

@@ -35,33 +35,28 @@ enum { SKBN_HAS_PRODUCTS = 0, SKBN_SMALL_FACTOR = 0, SKBN_PANEL = 1024 };
         real *z, const real *x, const real *y, const real *bias, ptrdiff_t n_rows, ptrdiff_t n_inner,                  \
         ptrdiff_t z_stride, ptrdiff_t row_step, ptrdiff_t step, ptrdiff_t y_stride, int add, int rectify               \
     ) {                                                                                                                \
-        const ptrdiff_t size = sizeof(real##_line) / sizeof(real);                                                     \
         real##_line sums[6][2];                                                                                        \
         const real *row[6];                                                                                            \
         for (int i = 0; i < n_sums; i++) {                                                                             \
             row[i] = x + (i < n_rows ? i : n_rows - 1) * row_step;                                                     \
-            for (int j = 0; j < n_lines; j++) {                                                                        \
-                const real##_line there = *(const real##_line *) (y + j * size);                                       \
-                const real##_line factor = skbn_splat_##real(*row[i]);                                                 \
-                sums[i][j] = factor * there;                                                                           \
-            }                                                                                                          \
+            for (int j = 0; j < n_lines; j++) sums[i][j] = skbn_splat_##real(0);                                       \
         }                                                                                                              \
-        for (ptrdiff_t k = 1; k < n_inner; k++) {                                                                      \
-            y += y_stride;                                                                                             \
+        ptrdiff_t k = 0;                                                                                               \
+        do {                                                                                                           \
             real##_line there[2];                                                                                      \
-            for (int j = 0; j < n_lines; j++) there[j] = *(const real##_line *) (y + j * size);                        \
+            for (int j = 0; j < n_lines; j++) there[j] = skbn_at_##real((const real##_line *) (y + k * y_stride), j);  \
             for (int i = 0; i < n_sums; i++) {                                                                         \
                 const real##_line factor = skbn_splat_##real(row[i][k * step]);                                        \
                 for (int j = 0; j < n_lines; j++) sums[i][j] = skbn_fma_##real(factor, there[j], sums[i][j]);          \
             }                                                                                                          \
-        }                                                                                                              \
+        } while (++k < n_inner);                                                                                       \
         for (int i = 0; i < n_sums && i < n_rows; i++) {                                                               \
             for (int j = 0; j < n_lines; j++) {                                                                        \
-                real##_line *out = (real##_line *) (z + i * z_stride + j * size), sum = sums[i][j];                    \
-                if (add) sum = *out + sum;                                                                             \
-                if (bias != NULL) sum = sum + *(const real##_line *) (bias + j * size);                                \
+                real##_line *out = (real##_line *) (z + i * z_stride), sum = sums[i][j];                               \
+                if (add) sum = skbn_at_##real(out, j) + sum;                                                           \
+                if (bias != NULL) sum = sum + skbn_at_##real((const real##_line *) bias, j);                           \
                 if (rectify) sum = skbn_relu_##real(sum);                                                              \
-                *out = sum;                                                                                            \
+                skbn_put_##real(out, j, sum);                                                                          \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \

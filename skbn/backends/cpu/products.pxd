@@ -20,14 +20,15 @@ from libc.string cimport memcpy
 
 from skbn.backends.cpu.blas cimport gemm
 from skbn.backends.cpu.lines cimport (
+    at,
     count_lines,
     double_line,
     float_line,
     fma_line,
     line,
+    put,
     splat_item,
-    sum_double,
-    sum_float,
+    sum_line,
     transpose_double,
     transpose_float,
 )
@@ -49,7 +50,7 @@ cdef extern from "cpu/products.h" nogil:
     ) noexcept
 
 cdef enum:
-    ROWS = 128              # of a tile
+    ROWS = 256              # of a tile, at most
     DEPTH = 256             # rows of the second factor that are packed at a time
     ROWS_THAT_PACK = 16     # fewer read every number of the second factor so seldom that packing costs more
     ROOM = DEPTH * SKBN_PANEL   # bytes a worker needs
@@ -67,20 +68,20 @@ cdef inline Py_ssize_t count_tiles(Py_ssize_t size, Py_ssize_t tile) noexcept no
 cdef inline line products(const line* x, const line* y, Py_ssize_t n_lines) noexcept nogil:
     """Products of two rows, summed over the lines."""
     cdef Py_ssize_t k
-    cdef line total = x[0] * y[0]
+    cdef line total = at(x, 0) * at(y, 0)
     for k in range(1, n_lines):
-        total = fma_line(x[k], y[k], total)
+        total = fma_line(at(x, k), at(y, k), total)
     return total
 
 
 cdef inline floating dot(const floating* x, const floating* y, Py_ssize_t size) noexcept nogil:
     """Scalar product of two rows of whole lines."""
     if floating is float:
-        return sum_float(
+        return <floating> sum_line(
             products(<const float_line*> x, <const float_line*> y, count_lines(<const float_line*> x, size))
         )
     else:
-        return sum_double(
+        return sum_line(
             products(<const double_line*> x, <const double_line*> y, count_lines(<const double_line*> x, size))
         )
 
@@ -95,14 +96,14 @@ cdef inline void multiply_transposed_one(
     cdef Py_ssize_t i, k
     cdef line even, odd
     for k in range(n_lines):
-        even = x[k] - x[k]
+        even = at(x, k) - at(x, k)
         odd = even
         for i in range(0, n_rows - 1, 2):
-            even = fma_line(x[i * n_lines + k], splat_item(dz, i), even)
-            odd = fma_line(x[(i + 1) * n_lines + k], splat_item(dz, i + 1), odd)
+            even = fma_line(at(x, i * n_lines + k), splat_item(dz, i), even)
+            odd = fma_line(at(x, (i + 1) * n_lines + k), splat_item(dz, i + 1), odd)
         if n_rows % 2:
-            even = fma_line(x[(n_rows - 1) * n_lines + k], splat_item(dz, n_rows - 1), even)
-        dweight[k] = even + odd
+            even = fma_line(at(x, (n_rows - 1) * n_lines + k), splat_item(dz, n_rows - 1), even)
+        put(dweight, k, even + odd)
 
 
 cdef inline void outer_product(
@@ -115,7 +116,7 @@ cdef inline void outer_product(
     cdef Py_ssize_t i, k
     for i in range(n_rows):
         for k in range(n_lines):
-            dx[i * stride + k] = splat_item(dz, i) * weight[k]
+            put(dx, i * stride + k, splat_item(dz, i) * at(weight, k))
 
 
 cdef inline void transpose(
@@ -124,13 +125,18 @@ cdef inline void transpose(
     Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t in_stride, Py_ssize_t out_stride,
 ) noexcept nogil:
     """Transpose by blocks of 4 by 4, then the edges."""
-    cdef Py_ssize_t i, j, whole_in = n_in - n_in % 4, whole_out = n_out - n_out % 4
-    for j in range(0, whole_out, 4):
+    cdef Py_ssize_t i, j, start, whole_in = n_in - n_in % 4, whole_out = n_out - n_out % 4
+    for start in range(0, whole_out, 16):  # all of a cache line while it is there
         for i in range(0, whole_in, 4):
-            if floating is float:
-                transpose_float(transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride)
-            else:
-                transpose_double(transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride)
+            for j in range(start, min(start + 16, whole_out), 4):
+                if floating is float:
+                    transpose_float(
+                        transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride
+                    )
+                else:
+                    transpose_double(
+                        transposed + j * in_stride + i, in_stride, weight + i * out_stride + j, out_stride
+                    )
     for j in range(n_out):
         for i in range(whole_in if j < whole_out else 0, n_in):
             transposed[j * in_stride + i] = weight[i * out_stride + j]
