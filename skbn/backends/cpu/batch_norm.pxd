@@ -48,7 +48,7 @@ from skbn.backends.cpu.lines cimport (
     stream_line,
     widen,
 )
-from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile
+from skbn.backends.cpu.team cimport Worker, fair_share, first_tile, meet, next_tile
 from skbn.backends.records cimport (
     SKBN_IDENTITY,
     SKBN_MOVING_MEAN,
@@ -676,11 +676,11 @@ cdef inline void batch_norm_forward(
     cdef double mean[TILE]
     cdef double var[TILE]
     cdef double weight, n_batches = 0
-    cdef Py_ssize_t column, columns, start, stop, tile = first_tile(me)
+    cdef Py_ssize_t column, columns, start, stop, tile = first_tile(me), most = fair_share(me, stride, 16, 16, TILE)
     cdef double* saved_here
-    while tile * TILE < stride:
-        column = tile * TILE
-        columns = min(<Py_ssize_t> TILE, stride - column)
+    while tile * most < stride:
+        column = tile * most
+        columns = min(most, stride - column)
         n_batches = moving[SKBN_N_BATCHES * stride] if moving != NULL else 0
         saved_here = saved + column
         start = 0
@@ -776,11 +776,11 @@ cdef inline void batch_norm_backward(
 ) noexcept nogil:
     cdef double total[TILE]
     cdef double total_xhat[TILE]
-    cdef Py_ssize_t j, column, columns, start, stop, tile = first_tile(me)
+    cdef Py_ssize_t j, column, columns, start, stop, tile = first_tile(me), most = fair_share(me, stride, 16, 16, TILE)
     cdef const double* saved_here
-    while tile * TILE < stride:
-        column = tile * TILE
-        columns = min(<Py_ssize_t> TILE, stride - column)
+    while tile * most < stride:
+        column = tile * most
+        columns = min(most, stride - column)
         activation_backward(dy + column, y + column, activation, n_rows, columns, stride)
         for j in range(columns):
             total[j] = 0

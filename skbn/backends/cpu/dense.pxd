@@ -31,6 +31,7 @@ from skbn.backends.cpu.products cimport (
     multiply_transposed_one,
     outer_product,
     panel,
+    rows_of_product,
 )
 from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile, rows_of_tile
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
@@ -185,14 +186,15 @@ cdef inline void dense_forward(
     Py_ssize_t in_stride, Py_ssize_t out_stride,
     int activation,
 ) noexcept nogil:
-    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), tile = first_tile(me), row, column, columns
-    while tile < n_panels * count_tiles(n_rows, ROWS):
-        row = tile // n_panels * ROWS
+    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), rows = rows_of_product(me, n_rows, n_panels, 32)
+    cdef Py_ssize_t tile = first_tile(me), row, column, columns
+    while tile < n_panels * count_tiles(n_rows, rows):
+        row = tile // n_panels * rows
         column = tile % n_panels * panel(x)
         columns = min(panel(x), out_stride - column)
         dense_forward_tile(
             y + row * out_stride + column, x + row * in_stride, weight + column, bias + column, <floating*> me.room,
-            min(<Py_ssize_t> ROWS, n_rows - row), n_in, min(columns, n_out - column), columns,
+            min(rows, n_rows - row), n_in, min(columns, n_out - column), columns,
             in_stride, out_stride, activation,
         )
         tile = next_tile(me, tile)
@@ -313,9 +315,14 @@ cdef inline void input_gradient_tile(
         )
 
 
+cdef inline Py_ssize_t inputs_of_tile(const floating* x, Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
+    """Rows of a tile of a weight matrix: some sixteen tiles, not too small. Fixed, since each sums its squares."""
+    cdef Py_ssize_t part = n_in * count_tiles(out_stride, panel(x)) // 16
+    return n_in if out_stride == 1 else max(<Py_ssize_t> 64, min(<Py_ssize_t> ROWS, (part + 31) // 32 * 32))
+
+
 cdef inline Py_ssize_t count_gradient_tiles(const floating* x, Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
-    """Tiles of a weight matrix, of which each has its part of the penalty."""
-    return 1 if out_stride == 1 else count_tiles(n_in, ROWS) * count_tiles(out_stride, panel(x))
+    return count_tiles(n_in, inputs_of_tile(x, n_in, out_stride)) * count_tiles(out_stride, panel(x))
 
 
 cdef inline void dense_input_gradient(
@@ -324,11 +331,11 @@ cdef inline void dense_input_gradient(
 ) noexcept nogil:
     """One tile of dx = dz @ weight.T."""
     cdef Py_ssize_t n_panels = count_tiles(in_stride, panel(dx))
-    cdef Py_ssize_t row = tile // n_panels * ROWS, column = tile % n_panels * panel(dx)
-    cdef Py_ssize_t columns = min(panel(dx), in_stride - column)
+    cdef Py_ssize_t rows = rows_of_product(me, n_rows, n_panels, 128), row = tile // n_panels * rows
+    cdef Py_ssize_t column = tile % n_panels * panel(dx), columns = min(panel(dx), in_stride - column)
     input_gradient_tile(
         dx + row * in_stride + column, dz + row * out_stride, weight + column * out_stride, <floating*> me.room,
-        min(<Py_ssize_t> ROWS, n_rows - row), n_in, min(columns, n_in - column), columns, n_out,
+        min(rows, n_rows - row), n_in, min(columns, n_in - column), columns, n_out,
         in_stride, out_stride,
     )
 
@@ -367,18 +374,20 @@ cdef inline void dense_backward(
 ) noexcept nogil:
     cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), n_in_panels = count_tiles(in_stride, panel(x))
     cdef Py_ssize_t n_gradient_tiles = count_gradient_tiles(x, n_in, out_stride)
-    cdef Py_ssize_t n_tiles = n_gradient_tiles, tile, row, column, columns, rows
+    cdef Py_ssize_t n_tiles = n_gradient_tiles, n_inputs = inputs_of_tile(x, n_in, out_stride)
+    cdef Py_ssize_t n_dx_tiles = n_in_panels * count_tiles(n_rows, rows_of_product(me, n_rows, n_in_panels, 128))
+    cdef Py_ssize_t tile, row, column, columns, rows
     cdef bint few = n_in <= FEW and out_stride > 1
     if not (few and activation == SKBN_RELU):
         dense_activation_backward(me, dy, y, activation, n_rows, out_stride)
     if dx != NULL and not few:  # dz is whole already
-        n_tiles += n_in_panels * count_tiles(n_rows, ROWS)
+        n_tiles += n_dx_tiles
     tile = first_tile(me)
     while tile < n_tiles:
         if tile < n_gradient_tiles:
-            row = tile // n_panels * ROWS
+            row = tile // n_panels * n_inputs
             column = tile % n_panels * panel(x)
-            rows = min(<Py_ssize_t> ROWS, n_in - row)
+            rows = min(n_inputs, n_in - row)
             columns = min(panel(x), out_stride - column)
             gradient_tile(
                 dweight + row * out_stride + column, dbias + column if dbias != NULL and row == 0 else NULL,
@@ -398,7 +407,7 @@ cdef inline void dense_backward(
     meet(me)
     if dx != NULL and few:
         tile = first_tile(me)
-        while tile < n_in_panels * count_tiles(n_rows, ROWS):
+        while tile < n_dx_tiles:
             dense_input_gradient(me, dx, dy, weight, tile, n_rows, n_in, n_out, in_stride, out_stride)
             tile = next_tile(me, tile)
         meet(me)

@@ -25,6 +25,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from time import perf_counter
+
 import numpy as np
 
 from skbn.backends.cpu.activations cimport zero_pads
@@ -68,9 +70,11 @@ from skbn.backends.cpu.team cimport (
     SKBN_HAS_TEAMS,
     Team,
     Worker,
+    clock,
     first_tile,
     meet,
     next_tile,
+    report,
     rows_of_tile,
     team_size,
 )
@@ -87,7 +91,7 @@ from skbn.backends.records cimport (
     OptimizerRecord,
 )
 
-from skbn.backends.cpu.threads import n_threads, single_threaded_blas
+from skbn.backends.cpu.threads import Pace, n_threads, single_threaded_blas
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
@@ -104,7 +108,8 @@ cdef char INTP = ord(np.dtype(np.intp).char)
 cdef double SECONDS_PER_CALL = 0.05
 
 # Below this much work in a mini-batch, meeting at every layer costs more than a second thread saves.
-cdef double SECONDS_WORTH_A_TEAM = 100e-6
+import os
+cdef double SECONDS_WORTH_A_TEAM = float(os.environ.get('SWT', '100e-6'))
 
 cdef list _raised = []  # by signal handlers, inside of a call
 
@@ -470,6 +475,7 @@ cdef struct Call:
     uint32_t step
     bint update_statistics
     double loss                 # OUT mean with penalty
+    double seconds_worked       # OUT by all workers of a team together
 
 
 cdef void train_batches(const Worker* me, const Plan* plan, Call* call, floating* params) noexcept nogil:
@@ -528,6 +534,7 @@ cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, b
     """What each worker of a team does."""
     cdef Worker me
     cdef unsigned long long mode = flush_denormals()
+    cdef long long start = clock() if size > 1 else 0
     me.team = team
     me.number = number
     me.size = size
@@ -541,6 +548,8 @@ cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, b
     else:
         take_gradient(&me, plan, call, <const float*> call.params)
     restore_mode(mode)
+    if size > 1:
+        report(team, clock() - start)
 
 
 cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_double) noexcept nogil:
@@ -552,7 +561,8 @@ cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_doubl
     else:
         with parallel(num_threads=threads):
             work(&team, plan, call, threadid(), team_size(), is_double)
-    return team.is_stopped or team.wants_to_stop
+    call.seconds_worked = 1e-9 * team.worked
+    return team.wants_to_stop
 
 
 cdef floating* forward_eval(
@@ -795,12 +805,12 @@ cdef class CPUExecutor:
     cdef bint is_double, lacks_input
     cdef double seconds_per_row
     cdef char kind              # of the network's type: 'f' or 'd'
-    cdef Py_ssize_t n_features, n_outputs, n_batches_per_call
+    cdef Py_ssize_t n_features, n_outputs
     cdef void* params
     cdef void* grads
     cdef void* activations
     cdef void* deltas
-    cdef object network, dtype, owners, train_owners, rooms
+    cdef object network, dtype, owners, train_owners, rooms, pace
 
     def __init__(self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0)):
         table = network.table
@@ -848,10 +858,10 @@ cdef class CPUExecutor:
         self.owners = (table, network.params, network.state)
         self.train_owners = None
         self.rooms = None
-        # A step costs 6 multiplications and additions a parameter and row, and some overhead.
-        self.seconds_per_row = seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
-        plan.rows_per_call = max(1, int(SECONDS_PER_CALL / seconds_per_row))
-        self.n_batches_per_call = max(1, int(SECONDS_PER_CALL / (batch_size * seconds_per_row + 1e-6)))
+        self.pace = Pace()
+        # Until there is a measurement: a step costs 6 multiplications and additions a parameter and row, and some overhead.
+        self.seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
+        plan.rows_per_call = max(1, int(SECONDS_PER_CALL / self.seconds_per_row))
 
     def __enter__(self):
         single_threaded_blas().__enter__()
@@ -913,13 +923,13 @@ cdef class CPUExecutor:
 
     cdef int workers(self, Py_ssize_t n_rows):
         """How many threads a mini-batch of so many rows is worth."""
-        cdef double seconds = self.seconds_per_row * n_rows
+        cdef double seconds = n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size)
         return n_threads() if SKBN_HAS_TEAMS and seconds > SECONDS_WORTH_A_TEAM else 1
 
     cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
         """Let a team work on a call; raise what signal handlers raised meanwhile."""
         cdef Plan* plan = &self.plan
-        cdef int threads = self.workers(n_rows)
+        cdef int threads = self.pace.threads(self.workers(n_rows))
         cdef bint is_stopped
         self.check_loss()
         self.allocate(meets_compressed(plan, X))
@@ -934,8 +944,15 @@ cdef class CPUExecutor:
         if self.rooms is None or self.rooms.size < threads * plan.room_size:
             self.rooms = self.new_rooms(threads)
         plan.rooms = <char*> address(self.rooms, b"b", 0, True)
+        first = call.position
+        start = perf_counter()
         with nogil:
             is_stopped = work_together(plan, call, threads, self.is_double)
+        seconds = perf_counter() - start
+        n_done = max(1, call.position - first if call.optimizer != NULL else call.n_rows)
+        self.seconds_per_row = seconds / n_done
+        if threads > 1 or self.pace.is_trial:
+            self.pace.saw(threads, seconds / n_done, call.seconds_worked / (threads * seconds))
         if is_stopped:
             raise _raised.pop()
 
@@ -953,7 +970,7 @@ cdef class CPUExecutor:
         call.n_rows = rows.shape[0]
         call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
         call.position = start
-        call.n_batches = self.n_batches_per_call
+        call.n_batches = max(1, <Py_ssize_t> (SECONDS_PER_CALL / (plan.batch_size * self.seconds_per_row + 1e-6)))
         call.optimizer = <OptimizerRecord*> address(optimizer, b"T", 1, True)
         call.memory = address(memory, self.kind, optimizer_vectors(call.optimizer.kind) * plan.n_params, True)
         call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)

@@ -23,7 +23,7 @@ from skbn.backends.records cimport (
 )
 
 cdef enum:
-    TILE = 16384  # numbers of the flat vectors that are updated at a time
+    TILE = 4096  # numbers of the flat vectors that are updated at a time
 
 
 cdef inline void sgd_update(

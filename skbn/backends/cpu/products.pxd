@@ -32,6 +32,7 @@ from skbn.backends.cpu.lines cimport (
     transpose_double,
     transpose_float,
 )
+from skbn.backends.cpu.team cimport Worker, fair_share
 
 cdef extern from "cpu/products.h" nogil:
     enum:
@@ -59,6 +60,13 @@ cdef enum:
 cdef inline Py_ssize_t panel(const floating* x) noexcept nogil:
     """Columns of a tile."""
     return SKBN_PANEL // sizeof(floating)
+
+
+cdef inline Py_ssize_t rows_of_product(
+    const Worker* me, Py_ssize_t n_rows, Py_ssize_t n_panels, Py_ssize_t least,
+) noexcept nogil:
+    """Rows of a tile; BLAS's are fixed, because its bits may depend on them."""
+    return fair_share(me, n_rows * n_panels, 32, least, ROWS) if SKBN_HAS_PRODUCTS else ROWS
 
 
 cdef inline Py_ssize_t count_tiles(Py_ssize_t size, Py_ssize_t tile) noexcept nogil:

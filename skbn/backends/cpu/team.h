@@ -22,9 +22,9 @@
 #define SKBN_HAS_TEAMS 0
 #endif
 
-/* How often a worker looks whether the others have come before it begins to sleep: some 30 us, more than tiles of equal
+/* How often a worker looks whether the others have come before it begins to sleep: some 100 us, more than tiles of equal
  * size differ by. */
-enum { SKBN_SPINS = 1000, SKBN_NAP_NANOSECONDS = 20000 };
+enum { SKBN_SPINS = 4000, SKBN_NAP_NANOSECONDS = 20000 };
 
 typedef struct {
     ptrdiff_t next;         /* the tile that nobody has */
@@ -33,6 +33,7 @@ typedef struct {
     int round;              /* meetings so far */
     int wants_to_stop;      /* set by the leader; all hear of it at the same meeting */
     int is_stopped;
+    long long worked;       /* nanoseconds for which workers had a core */
 } skbn_team;
 
 typedef struct {
@@ -46,9 +47,10 @@ typedef struct {
 static inline int skbn_team_size(void) { return omp_get_num_threads(); }
 static inline ptrdiff_t skbn_take(skbn_team *team) { return __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED); }
 
-static inline void skbn_wait(const int *round, int seen) {
+/* Spin for a moment, then sleep until the others have come. */
+static void skbn_wait(const skbn_team *team, int round) {
     const struct timespec nap = {0, SKBN_NAP_NANOSECONDS};
-    for (int spins = 0; __atomic_load_n(round, __ATOMIC_ACQUIRE) == seen; spins++) {
+    for (int spins = 0; __atomic_load_n(&team->round, __ATOMIC_ACQUIRE) == round; spins++) {
         if (spins >= SKBN_SPINS) nanosleep(&nap, NULL);
 #if defined(__x86_64__) || defined(__i386__)
         else __builtin_ia32_pause();
@@ -59,7 +61,7 @@ static inline void skbn_wait(const int *round, int seen) {
 static void skbn_gather(skbn_team *team, int size) {
     int round = __atomic_load_n(&team->round, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) < size) {
-        skbn_wait(&team->round, round);
+        skbn_wait(team, round);
         return;
     }
     team->arrived = 0;
@@ -67,8 +69,20 @@ static void skbn_gather(skbn_team *team, int size) {
     team->is_stopped = team->wants_to_stop;
     __atomic_store_n(&team->round, round + 1, __ATOMIC_RELEASE);
 }
+
+/* The time for which this thread had a core. */
+static inline long long skbn_clock(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+static inline void skbn_report(skbn_team *team, long long nanoseconds) {
+    __atomic_fetch_add(&team->worked, nanoseconds, __ATOMIC_RELAXED);
+}
 #else
 static inline int skbn_team_size(void) { return 1; }
+static inline long long skbn_clock(void) { return 0; }
+static inline void skbn_report(skbn_team *team, long long nanoseconds) { (void) team; (void) nanoseconds; }
 static inline ptrdiff_t skbn_take(skbn_team *team) { return team->next++; }
 static void skbn_gather(skbn_team *team, int size) { (void) team; (void) size; }
 #endif

@@ -7,11 +7,14 @@ cdef extern from "cpu/team.h" nogil:
     ctypedef struct Team "skbn_team":
         bint wants_to_stop
         bint is_stopped
+        long long worked
     ctypedef struct Worker "skbn_worker":
         Team* team
         int number
         int size
         void* room
+    long long clock "skbn_clock"() noexcept
+    void report "skbn_report"(Team* team, long long nanoseconds) noexcept
     int team_size "skbn_team_size"() noexcept
     Py_ssize_t first_tile "skbn_first_tile"(const Worker* me) noexcept
     Py_ssize_t next_tile "skbn_next_tile"(const Worker* me, Py_ssize_t tile) noexcept
@@ -21,3 +24,12 @@ cdef extern from "cpu/team.h" nogil:
 cdef inline Py_ssize_t rows_of_tile(Py_ssize_t stride) noexcept nogil:
     """Rows that elementwise work takes at a time: enough to be worth taking, few enough to go round."""
     return max(<Py_ssize_t> 1, 16384 // stride)
+
+
+cdef inline Py_ssize_t fair_share(
+    const Worker* me, Py_ssize_t size, Py_ssize_t step, Py_ssize_t least, Py_ssize_t most,
+) noexcept nogil:
+    """How much of something a tile takes where bits do not depend on it: in a team a quarter of a worker's part."""
+    if me.size == 1:
+        return most
+    return max(least, min(most, (size // (4 * me.size) + step - 1) // step * step))

@@ -10,6 +10,7 @@ leave restores it.
 
 import os
 import threading
+import time
 from functools import cache
 
 from joblib import cpu_count
@@ -43,6 +44,56 @@ def n_threads():
         return 1
     limit = openmp_max_threads()
     return limit if "OMP_NUM_THREADS" in os.environ else min(limit, _n_cpus())
+
+
+class Pace:
+    """Whether a team is faster than one thread just now.
+
+    Another process that wants a core stops one worker of a team while the others wait: two threads
+    are then slower than one. Where waits show it, one call alone is timed, and if that was faster,
+    so are the next ones, until it is time to try the team again. Results do not depend on it.
+    """
+
+    WORKED = 0.85  # share of the time for which workers had a core, below which that is suspected
+    RECENT = 0.2  # weight of the last call in the averages
+    PATIENCE = 0.25, 4.0  # seconds until the choice is questioned again: at first, at most
+
+    def __init__(self, clock=time.monotonic):
+        self.is_trial = False
+        self._clock = clock
+        self._patience = self.PATIENCE[0]
+        self._settled = 0.0  # until when the choice is not questioned
+        self._is_alone = False
+        self._forget()
+
+    def _forget(self):
+        self._seconds = None  # of a row, by the team
+        self._worked = 1.0
+
+    def threads(self, wanted):
+        """Return how many threads the next call takes."""
+        if self._is_alone and self._clock() >= self._settled:
+            self._is_alone = False
+            self._forget()
+        return 1 if self._is_alone or self.is_trial else wanted
+
+    def saw(self, threads, seconds, worked):
+        """Take note of a call by a team, or of a trial.
+
+        It took so many seconds a row, and for this share of the time the workers had cores.
+        """
+        if self.is_trial:
+            self.is_trial, self._is_alone = False, seconds < self._seconds
+            self._settled = self._clock() + self._patience
+            self._patience = min(2 * self._patience, self.PATIENCE[1])
+        elif threads > 1:
+            self._seconds = self._seconds or seconds
+            self._seconds += self.RECENT * (seconds - self._seconds)
+            self._worked += self.RECENT * (worked - self._worked)
+            if self._worked > (1 + self.WORKED) / 2:
+                self._patience = self.PATIENCE[0]
+            elif self._clock() >= self._settled:
+                self.is_trial = self._worked < self.WORKED
 
 
 class SingleThreadedBlas:
