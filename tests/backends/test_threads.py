@@ -216,9 +216,9 @@ def test_guard_is_shared_by_overlapping_threads(two_blas_threads):
 
 
 def test_executors_share_the_guard(two_blas_threads):
-    """One guard a process, which executors hold while they are entered."""
+    """One guard a process, which executors whose products are BLAS's hold while they are entered."""
     assert single_threaded_blas() is single_threaded_blas()
     case = network_case()
-    with case.executor(BEST, case.network()), case.executor(BEST, case.network()):
+    with case.executor("baseline", case.network()), case.executor("baseline", case.network()):
         assert set(blas_threads()) == {1}
     assert blas_threads() == two_blas_threads

@@ -58,7 +58,14 @@ from skbn.backends.cpu.losses cimport (
     multilabel_log_loss,
 )
 from skbn.backends.cpu.optimizers cimport optimizer_tiles, optimizer_update, optimizer_vectors
-from skbn.backends.cpu.products cimport DEPTH, ROWS_THAT_PACK, SKBN_PANEL, count_tiles, panel
+from skbn.backends.cpu.products cimport (
+    DEPTH,
+    ROWS_THAT_PACK,
+    SKBN_HAS_PRODUCTS,
+    SKBN_PANEL,
+    count_tiles,
+    panel,
+)
 from skbn.backends.cpu.rows cimport (
     Rows,
     compressed_dense_backward,
@@ -76,7 +83,7 @@ from skbn.backends.cpu.team cimport (
     next_tile,
     report,
     rows_of_tile,
-    team_size,
+    workers_here,
 )
 from skbn.backends.records cimport (
     SKBN_BATCH_NORM,
@@ -91,7 +98,7 @@ from skbn.backends.records cimport (
     OptimizerRecord,
 )
 
-from skbn.backends.cpu.threads import Pace, n_threads, single_threaded_blas
+from skbn.backends.cpu.threads import Pace, at_work, n_threads, single_threaded_blas, team_size
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
@@ -106,10 +113,6 @@ cdef char INTP = ord(np.dtype(np.intp).char)
 # A call into the compiled walk ends within about this time, so that Ctrl-C works. A single mini-batch that takes
 # longer asks for signals between its layers.
 cdef double SECONDS_PER_CALL = 0.05
-
-# Below this much work in a mini-batch, meeting at every layer costs more than a second thread saves.
-import os
-cdef double SECONDS_WORTH_A_TEAM = float(os.environ.get('SWT', '100e-6'))
 
 cdef list _raised = []  # by signal handlers, inside of a call
 
@@ -475,6 +478,7 @@ cdef struct Call:
     uint32_t step
     bint update_statistics
     double loss                 # OUT mean with penalty
+    int n_workers               # OUT
     double seconds_worked       # OUT by all workers of a team together
 
 
@@ -535,6 +539,8 @@ cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, b
     cdef Worker me
     cdef unsigned long long mode = flush_denormals()
     cdef long long start = clock() if size > 1 else 0
+    if number == 0:
+        call.n_workers = size
     me.team = team
     me.number = number
     me.size = size
@@ -560,7 +566,7 @@ cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_doubl
         work(&team, plan, call, 0, 1, is_double)
     else:
         with parallel(num_threads=threads):
-            work(&team, plan, call, threadid(), team_size(), is_double)
+            work(&team, plan, call, threadid(), workers_here(), is_double)
     call.seconds_worked = 1e-9 * team.worked
     return team.wants_to_stop
 
@@ -799,10 +805,19 @@ cdef class CPUExecutor:
         Rows in a mini-batch.
     dropout_key : tuple of two int
         Key of the dropout generator.
+    threads : int or None
+        Threads that share out a mini-batch; None: as many as pay, see ``threads.py``.
+
+    Attributes
+    ----------
+    n_workers : int
+        Threads that have shared out the last call's mini-batches.
     """
 
     cdef Plan plan
     cdef bint is_double, lacks_input
+    cdef int n_entered
+    cdef readonly int n_workers
     cdef double seconds_per_row
     cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs
@@ -810,9 +825,12 @@ cdef class CPUExecutor:
     cdef void* grads
     cdef void* activations
     cdef void* deltas
-    cdef object network, dtype, owners, train_owners, rooms, pace
+    cdef object network, dtype, owners, train_owners, rooms, threads, pace
 
-    def __init__(self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0)):
+    def __init__(
+        self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0),
+        threads=None,
+    ):
         table = network.table
         cdef const LayerRecord[::1] layers = table
         cdef Plan* plan = &self.plan
@@ -858,17 +876,26 @@ cdef class CPUExecutor:
         self.owners = (table, network.params, network.state)
         self.train_owners = None
         self.rooms = None
+        self.threads = threads
         self.pace = Pace()
         # Until there is a measurement: a step costs 6 multiplications and additions a parameter and row, and some overhead.
         self.seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
         plan.rows_per_call = max(1, int(SECONDS_PER_CALL / self.seconds_per_row))
 
     def __enter__(self):
-        single_threaded_blas().__enter__()
+        if self.n_entered == 0:
+            at_work.__enter__()
+        self.n_entered += 1
+        if not SKBN_HAS_PRODUCTS:
+            single_threaded_blas().__enter__()
         return self
 
     def __exit__(self, *exception):
-        single_threaded_blas().__exit__(*exception)
+        if not SKBN_HAS_PRODUCTS:
+            single_threaded_blas().__exit__(*exception)
+        self.n_entered -= 1
+        if self.n_entered == 0:
+            at_work.__exit__(*exception)
 
     cdef new_rooms(self, int threads):
         """Give every worker a room; they live as long as what is returned."""
@@ -923,13 +950,17 @@ cdef class CPUExecutor:
 
     cdef int workers(self, Py_ssize_t n_rows):
         """How many threads a mini-batch of so many rows is worth."""
-        cdef double seconds = n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size)
-        return n_threads() if SKBN_HAS_TEAMS and seconds > SECONDS_WORTH_A_TEAM else 1
+        if not SKBN_HAS_TEAMS:
+            return 1
+        if self.threads is not None:
+            return self.threads
+        # About, on one core: the products, and some passes over all activations.
+        return self.pace.threads(team_size(n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size)))
 
     cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
         """Let a team work on a call; raise what signal handlers raised meanwhile."""
         cdef Plan* plan = &self.plan
-        cdef int threads = self.pace.threads(self.workers(n_rows))
+        cdef int threads = self.workers(n_rows)
         cdef bint is_stopped
         self.check_loss()
         self.allocate(meets_compressed(plan, X))
@@ -951,7 +982,8 @@ cdef class CPUExecutor:
         seconds = perf_counter() - start
         n_done = max(1, call.position - first if call.optimizer != NULL else call.n_rows)
         self.seconds_per_row = seconds / n_done
-        if threads > 1 or self.pace.is_trial:
+        self.n_workers = call.n_workers
+        if self.threads is None and (threads > 1 or self.pace.is_trial):
             self.pace.saw(threads, seconds / n_done, call.seconds_worked / (threads * seconds))
         if is_stopped:
             raise _raised.pop()

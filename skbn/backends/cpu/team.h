@@ -44,7 +44,7 @@ typedef struct {
 } skbn_worker;
 
 #if SKBN_HAS_TEAMS
-static inline int skbn_team_size(void) { return omp_get_num_threads(); }
+static inline int skbn_workers_here(void) { return omp_get_num_threads(); }
 static inline ptrdiff_t skbn_take(skbn_team *team) { return __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED); }
 
 /* Spin for a moment, then sleep until the others have come. */
@@ -80,7 +80,7 @@ static inline void skbn_report(skbn_team *team, long long nanoseconds) {
     __atomic_fetch_add(&team->worked, nanoseconds, __ATOMIC_RELAXED);
 }
 #else
-static inline int skbn_team_size(void) { return 1; }
+static inline int skbn_workers_here(void) { return 1; }
 static inline long long skbn_clock(void) { return 0; }
 static inline void skbn_report(skbn_team *team, long long nanoseconds) { (void) team; (void) nanoseconds; }
 static inline ptrdiff_t skbn_take(skbn_team *team) { return team->next++; }

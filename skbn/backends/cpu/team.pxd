@@ -15,7 +15,7 @@ cdef extern from "cpu/team.h" nogil:
         void* room
     long long clock "skbn_clock"() noexcept
     void report "skbn_report"(Team* team, long long nanoseconds) noexcept
-    int team_size "skbn_team_size"() noexcept
+    int workers_here "skbn_workers_here"() noexcept
     Py_ssize_t first_tile "skbn_first_tile"(const Worker* me) noexcept
     Py_ssize_t next_tile "skbn_next_tile"(const Worker* me, Py_ssize_t tile) noexcept
     void meet "skbn_meet"(const Worker* me) noexcept

@@ -1,8 +1,8 @@
 """How many threads, and the guard that keeps BLAS on one.
 
-Two pools of spinning threads that take turns cost a hundred times what they save, and a matrix
-product's bits depend on how many threads shared it. So BLAS runs on one thread while skbn computes,
-and all parallelism is a region of our own over blocks fixed by shape. The BLAS limit is
+All parallelism is OpenMP regions of our own. Two pools of spinning threads that take turns cost a
+hundred times what they save, and a matrix product's bits depend on how many threads shared it: where
+products are BLAS's (see products.pxd), it runs on one thread while skbn computes. That limit is
 process-wide while fits overlap in threads: it is counted, the first to come sets it and the last to
 leave restores it.
 """
@@ -18,6 +18,9 @@ from threadpoolctl import ThreadpoolController
 
 from skbn.backends.cpu.processor import openmp_max_threads
 
+# Seconds of work, on one thread, below which meeting at every layer costs more than others save.
+WORTH_A_TEAM = 100e-6
+
 _forked = False
 
 
@@ -26,6 +29,7 @@ def _after_fork():
     _forked = True  # OpenMP's threads did not survive; asking for them would hang
     _guard.leave_for_good()  # whoever held it did not survive either
     _guard = SingleThreadedBlas()
+    at_work.__init__()
 
 
 @cache
@@ -44,6 +48,30 @@ def n_threads():
         return 1
     limit = openmp_max_threads()
     return limit if "OMP_NUM_THREADS" in os.environ else min(limit, _n_cpus())
+
+
+class AtWork:
+    """Context that counts the executors which are entered just now."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def __enter__(self):
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *exception):
+        with self._lock:
+            self.count -= 1
+
+
+def team_size(seconds):
+    """Return how many threads work is worth that takes one of them so long.
+
+    Fits that overlap, in threads of the user's, share the processors.
+    """
+    return 1 if seconds < WORTH_A_TEAM else max(1, n_threads() // max(1, at_work.count))
 
 
 class Pace:
@@ -136,6 +164,7 @@ class SingleThreadedBlas:
 
 
 _guard = SingleThreadedBlas()
+at_work = AtWork()
 
 
 def single_threaded_blas():
