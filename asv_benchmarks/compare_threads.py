@@ -4,15 +4,15 @@
 
 What a row means
 ----------------
-As in compare_rivals.py: whole fits, in turns. The network is 784-512-512-10 on 4096 rows in batches
+As in compare_rivals.py: whole fits, in turns. The network is 784-512-512-10 on 2048 rows in batches
 of 256, 20 epochs of Adam; everything that a fit does counts, the statistics of the population too,
 which the notes of C7 tell apart.
 
-- C7, unit "products": ours over the matrix products of the same steps and nothing else, by the
+- C7, unit "x products": ours over the matrix products of the same steps and nothing else, by the
   faster of NumPy and SciPy's BLAS; less is better. On one thread both are bound to one core.
 - C8: torch eager, each side on one thread or on all cores, whichever is faster for it.
 - C12: ours on one thread over ours on all cores.
-- C13, unit "idle": ours on all cores while another process computes without rest, over the same
+- C13, unit "x idle": ours on all cores while another process computes without rest, over the same
   without; less is better. The other process starts and ends with the turn and may move between the
   cores, as the system likes; in the rows "bound" it may not. The same of torch is noted beside.
 """
@@ -20,10 +20,10 @@ which the notes of C7 tell apart.
 
 import os
 
-from compare_arrays import product, skbn_norm
+from compare_arrays import numbers, product, skbn_steps
 from compare_rivals import Target, main
 from contenders import BIG, SMALL_SGD, products, skbn_net, torch_net
-from turns import ALL, BEST, beside_a_busy_process
+from turns import ALL, BEST, beside_a_busy_process, timed
 
 
 def disturbed(contender, core):
@@ -32,7 +32,8 @@ def disturbed(contender, core):
 
 def batch_norm(problem):
     """Forward and backward of batch norm and ReLU, a row of C10."""
-    return skbn_norm(ARRAY, reuse=True, counts=ALL)
+    step = skbn_steps(*numbers(ARRAY), axis=-1, reuse=True)
+    return {"call": timed(lambda seed: step())}
 
 
 def fit_and_steps(problem):
@@ -48,11 +49,11 @@ PRODUCTS = {
     "rival": products,
     "must": 1.15,
     "aim": 1.06,
-    "unit": "products",
+    "unit": "x products",
     "floor": "1",
 }
 # One of n + 1 equal processes on n cores is another's.
-NOTED = {"must": None, "aim": None, "unit": "idle", "floor": f"{1 + 1 / ALL[0]:.3g}"}
+NOTED = {"must": None, "aim": None, "unit": "x idle", "floor": f"{1 + 1 / ALL[0]:.3g}"}
 SLOWED = NOTED | {"must": 2.2, "aim": 1.6}
 LAST_CORE = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 

@@ -66,7 +66,7 @@ def ten_classes():
     return X.astype(np.float32), y
 
 
-def like_images(n_rows=4096):
+def like_images(n_rows=2048):
     """Ten overlapping classes in as many dimensions as a picture of 28 x 28 has pixels."""
     X, y = make_classification(n_rows, 784, n_informative=40, n_classes=10, random_state=1)
     return X.astype(np.float32), y

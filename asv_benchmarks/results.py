@@ -150,7 +150,7 @@ def machine(packages):
         "executor": get_executor("cpu").__module__,
         "processor": name,
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "python": platform.python_version(),
         "packages": ", ".join(found),
         "blas": ", ".join(sorted(blas)),

@@ -62,10 +62,10 @@ def milliseconds(seconds):
 
 def enter(variants, aside=()):
     """Warm every variant up, and take the fastest that is not an aside."""
-    n_trials = 3 if len(variants) > 1 else 1
     seen, notes = {}, []
     for name, turn in variants.items():
         first = turn(0, 1)[0]
+        n_trials = 3 if len(variants) > 1 and first < 1 else 1
         seen[name] = later = min(turn(0, 1)[0] for _ in range(n_trials))
         notes.append(f"{name} {milliseconds(later)} ms (the first time {milliseconds(first)})")
     fastest = min((name for name in seen if not name.startswith(tuple(aside))), key=seen.get)
@@ -97,10 +97,12 @@ def compare(target, contenders, repeats, scores, aside=()):
         seconds[who].append(mean_seconds)
         for name, score in scores.items() if result else ():
             found[who, name].append(score(result))
-    for who in sides.keys() - {"floor"}:
-        row[who] = summary(seconds[who]) | {"notes": sides[who].notes}
+    for who in ("ours", "rival"):
+        if who in sides:
+            row[who] = summary(seconds[who]) | {"notes": sides[who].notes}
     for (who, name), values in found.items():
-        row[who][name] = float(np.median(values))
+        if who in row:
+            row[who][name] = float(np.median(values))
     if "rival" in sides:
         both = seconds["rival"], seconds["ours"]
         row["ratio"] = summary(np.divide(*(both if row["unit"] == FASTER else reversed(both))))
