@@ -126,7 +126,8 @@ def measured(layout, contender):
     output = subprocess.check_output(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parent,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)},
+        # A pool of BLAS threads would stand still whenever another process is busy.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16), "OPENBLAS_NUM_THREADS": "1"},
         text=True,
     )
     return int(output.split()[-1])

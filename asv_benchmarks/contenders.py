@@ -373,10 +373,10 @@ def products(problem):
                 m = len(inputs[0])
                 for a, weight, out in zip(inputs, weights, outputs, strict=True):
                     multiply(a[:m], weight, out[:m])
-                for a, delta, gradient in zip(inputs, deltas, gradients, strict=True):
-                    multiply(a[:m].T, delta[:m], gradient)
-                for delta, weight, below in zip(deltas[1:], weights[1:], deltas, strict=False):
-                    multiply(delta[:m], weight.T, below[:m])
+                for i in reversed(range(len(weights))):
+                    multiply(inputs[i][:m].T, deltas[i][:m], gradients[i])
+                    if i > 0:
+                        multiply(deltas[i][:m], weights[i].T, deltas[i - 1][:m])
 
     return {
         name: timed(functools.partial(fit, multiply=multiply))
