@@ -25,8 +25,6 @@ from joblib import cpu_count
 from results import FASTER, summary
 from threadpoolctl import threadpool_limits
 
-from skbn.backends.cpu.threads import n_threads
-
 MIN_TURN = 0.1  # seconds
 ONE = (1,)  # thread
 ALL = (cpu_count(),)
@@ -142,7 +140,9 @@ def on_threads(variants, counts):
 @contextmanager
 def one_core():
     """Bind the process to one core, where the system can."""
-    n_threads()  # skbn counts the cores once: not while all but one are hidden
+    from skbn.backends.cpu.threads import n_threads
+
+    n_threads()  # cores are counted once: not while all but one are hidden
     can_bind = hasattr(os, "sched_setaffinity")
     cores = os.sched_getaffinity(0) if can_bind else set()
     try:
