@@ -146,22 +146,22 @@ def floor():
     return 16 * n_rows + 4 * batch + 4 * 4 * n_parameters
 
 
-ROWS = [
-    ("C order", "torch, DataLoader"),
-    ("C order", "torch, one gather an epoch"),
-    *((layout, "scikit-learn") for layout in LAYOUTS),
+ROWS = [  # layout, beside what, and whether ours is judged: once a layout
+    *((layout, "scikit-learn", True) for layout in LAYOUTS),
+    ("C order", "torch, DataLoader", False),
+    ("C order", "torch, one gather an epoch", False),
 ]
 
 
-def measure(layout, rival):
+def measure(layout, rival, judged):
     """One row as a dictionary."""
     size, least = 4 * math.prod(SHAPE), floor()
     row = {
         "id": "C17",
         "what": f"X of {size / 1e6:.0f} MB, {layout}: {rival}",
         "unit": "MB",
-        "must": round(size / 10e6),
-        "aim": round(1.5 * least / 1e6),
+        "must": round(size / 10e6) if judged else None,
+        "aim": round(1.5 * least / 1e6) if judged else None,
         "floor": f"{least / 1e6:.0f}",
         "load": load_average(),
     }
@@ -178,9 +178,9 @@ def measure(layout, rival):
 def main():
     args = arguments(__doc__.partition("\n")[0], ["C17"])
     rows = []
-    for layout, rival in ROWS:
+    for layout, rival, judged in ROWS:
         print(f"{layout}: {rival} ...", file=sys.stderr, flush=True)
-        rows.append(measure(layout, rival))
+        rows.append(measure(layout, rival, judged))
     report(args, machine(PACKAGES), rows, "")
 
 

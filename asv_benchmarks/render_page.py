@@ -55,6 +55,8 @@ def overview(results):
     """Every target with its bounds and what is reached."""
     lines = [["id", "what is timed: against what", "floor", "must", "aim", "reached", "met"]]
     for row in targets(results):
+        if row["must"] is None and row["aim"] is None:
+            continue  # noted beside, among the details
         bounds = [row["floor"] or "-", bound(row["must"]), bound(row["aim"])]
         lines.append([row["id"], row["what"], *bounds, reached(row), verdict(row)])
     return table(lines, markdown=True)
@@ -161,10 +163,10 @@ def digest(rows):
 
 def figures(results):
     """Each figure's rows and how they are drawn, by file name."""
-    bounded = [row for row in targets(results) if figure(row) is not None]
+    known = [row for row in targets(results) if figure(row) is not None]
     return {
-        "targets.png": (bounded, draw_targets),
-        "threads.png": ([row for row in bounded if row["id"] in ("C12", "C13")], draw_threads),
+        "targets.png": (known, draw_targets),
+        "threads.png": ([row for row in known if row["id"] in ("C12", "C13")], draw_threads),
         "memory.png": (results["memory"]["rows"], draw_memory),
     }
 
