@@ -144,7 +144,13 @@ def render(text, results):
 
 # The colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"aim": "#009e73", "must": "#0072b2", "no": "#d55e00", "-": "#5c5c5c"}
-OURS, OTHERS = "#0072b2", ["#d55e00", "#e69f00", "#5c5c5c"]
+SIDES = {
+    "skbn": "#0072b2",
+    "torch": "#d55e00",
+    "torch, DataLoader": "#d55e00",
+    "torch, one gather an epoch": "#e69f00",
+    "scikit-learn": "#5c5c5c",
+}
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -240,7 +246,8 @@ def draw_threads(plt, rows):
     )
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
         values = [row["ratio"]["median"] for row in panel]
-        colours = [OTHERS[0] if row["what"].startswith("torch") else OURS for row in panel]
+        sides = ("torch" if row["what"].startswith("torch") else "skbn" for row in panel)
+        colours = [SIDES[side] for side in sides]
         ax.barh(range(len(panel)), values, 0.6, color=colours)
         for y, (row, value) in enumerate(zip(panel, values, strict=True)):
             if row["must"] is not None:
@@ -266,15 +273,12 @@ def draw_memory(plt, rows):
         for who, name in [("ours", "skbn"), ("rival", rival)]:
             if who in row:
                 bars.setdefault(layout, {})[name] = row[who]["median"] * AMOUNTS["MB"]
-    colours = dict.fromkeys(name for group in bars.values() for name in group)
-    others = iter(OTHERS)
-    colours = {name: OURS if name == "skbn" else next(others) for name in colours}
     figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
     y, ticks = 0.0, {}
     for layout, group in bars.items():
         ticks[layout] = y + (len(group) - 1) / 2
         for name, value in group.items():
-            bar = ax.barh(y, value, 0.8, color=colours[name], label=name)
+            bar = ax.barh(y, value, 0.8, color=SIDES[name])
             ax.bar_label(bar, [f"{name} {three_digits(value)}"], padding=4)
             y += 1
         y += 0.7
