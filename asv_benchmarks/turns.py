@@ -154,14 +154,23 @@ def one_core():
             os.sched_setaffinity(0, cores)
 
 
-BUSY = "print(flush=True)\nwhile True: pass"
+BUSY = """
+import os, sys, threading
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=end_with_parent, daemon=True).start()
+print(flush=True)
+while True: pass
+"""
 
 
 @contextmanager
 def a_busy_process(core=None):
     """Another process that never rests; free to move between cores, or bound to one."""
     command = [sys.executable, "-I", "-S", "-c", BUSY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
         try:
             process.stdout.readline()  # it is up
             if core is not None:
