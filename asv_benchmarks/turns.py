@@ -4,7 +4,7 @@ The sides take turns (ours, rival, ours, rival, ...) after a warm-up, so that wh
 on the machine happens to all. A turn repeats its work until that has lasted about MIN_TURN seconds
 and counts the mean, so that a call of a few microseconds is not judged by one clock reading. Times
 are median [minimum .. maximum] over the turns; a ratio is taken turn by turn, median (quartiles).
-Only ratios travel from machine to machine.
+A row that takes long ends after three turns. Only ratios travel from machine to machine.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -26,6 +26,7 @@ from results import FASTER, summary
 from threadpoolctl import threadpool_limits
 
 MIN_TURN = 0.1  # seconds
+LONG = 60  # seconds after which three turns of each side must do
 ONE = (1,)  # thread
 ALL = (cpu_count(),)
 BEST = tuple(sorted({*ONE, *ALL}))  # each is tried
@@ -74,7 +75,10 @@ def enter(variants, aside=()):
 
 def turns(sides, repeats):
     """Let the sides take turns; yields whose turn it was, its mean seconds and its result."""
+    start = time.perf_counter()
     for seed in range(repeats):
+        if seed >= 3 and time.perf_counter() - start > LONG:
+            return
         for who, side in sides.items():
             yield who, *side.turn(seed, side.number)
 

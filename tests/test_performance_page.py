@@ -90,7 +90,8 @@ def test_a_new_run_replaces_its_own_targets_only(tmp_path):
     path = tmp_path / "results.json"
 
     def save(about, *rows):
-        content = figures.merged(path, about, rows, ["C1", "C2", "C3"])
+        order = ["C1", "C2", "C3", "C9"] if about == "old" else ["C1", "C2", "C3"]
+        content = figures.merged(path, about, rows, order)
         path.write_text(json.dumps(content), encoding="utf-8")
         return [(r["id"], r["ratio"]["median"], r["machine"]) for r in content["rows"]], content
 
