@@ -258,7 +258,7 @@ def draw_threads(plt, rows):
             )
         ax.set_yticks(range(len(panel)), [re.split(", all|:", row["what"])[0] for row in panel])
         ax.set(title=f"{title} (black: the bar)", ylim=(len(panel) - 0.4, -0.6))
-        ax.set_xlim(0, 1.12 * max(values))
+        ax.set_xlim(0, 1.12 * max([*values, *(row["must"] or 0 for row in panel)]))
         ax.axvline(1, color="0.6", lw=0.8, zorder=0)
         ax.tick_params(axis="y", length=0)
     return figure
