@@ -248,17 +248,19 @@ def draw_threads(plt, rows):
         values = [row["ratio"]["median"] for row in panel]
         sides = ("torch" if row["what"].startswith("torch") else "skbn" for row in panel)
         colours = [SIDES[side] for side in sides]
+        limit = 1.12 * max([*values, *(row["must"] or 0 for row in panel)])
         ax.barh(range(len(panel)), values, 0.6, color=colours)
         for y, (row, value) in enumerate(zip(panel, values, strict=True)):
             if row["must"] is not None:
                 ax.plot([row["must"]] * 2, [y - 0.42, y + 0.42], color="k", lw=1.6)
-            end = max(value, row["must"] or 0)
+            near = row["must"] is not None and 0 < row["must"] - value < limit / 10
+            end = row["must"] if near else value
             ax.annotate(
                 three_digits(value), (end, y), (5, 0), textcoords="offset points", va="center"
             )
         ax.set_yticks(range(len(panel)), [re.split(", all|:", row["what"])[0] for row in panel])
         ax.set(title=f"{title} (black: the bar)", ylim=(len(panel) - 0.4, -0.6))
-        ax.set_xlim(0, 1.12 * max([*values, *(row["must"] or 0 for row in panel)]))
+        ax.set_xlim(0, limit)
         ax.axvline(1, color="0.6", lw=0.8, zorder=0)
         ax.tick_params(axis="y", length=0)
     return figure
