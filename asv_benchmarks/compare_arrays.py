@@ -24,22 +24,19 @@ import math
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from joblib import cpu_count
+from results import arguments, load_average, machine, report, verdict
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
-from turns import arguments, enter, machine, met, quartiles, report, spread, summary, timed, turns
+from turns import ALL, BEST, ONE, compare, on_threads, timed
 
 from skbn import functional
 
 PACKAGES = ("skbn", "numpy", "scikit-learn", "torch")
 ROUNDING = 1e-6  # errors below are those of float32, whatever one does
 EPSILON = 1e-3
-THREADS = sorted({1, cpu_count()})
-ASIDE = [f"torch.compile, threads={n}" for n in THREADS]
+ASIDE = ("torch.compile",)
 
 
 # ------------------------------------------------------------------------------------------- data
@@ -120,25 +117,15 @@ def exact_in_layout(name):
 # Each returns its variants: {name: turn}, as in turns.py.
 
 
-@contextmanager
-def limited_to(n_threads):
-    """Limit what both sides compute with to a number of threads."""
-    with threadpool_limits(n_threads):
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(n_threads)
-        yield
-
-
-def on_threads(work, counts=THREADS, name="", finish=tuple):
+def working(work, counts=BEST, name="call", finish=tuple):
     """Variants of ``work() -> results``: one for each number of threads."""
     turn = timed(lambda seed: work())
 
-    def limited(n_threads, seed, number):
-        with limited_to(n_threads):
-            seconds, results = turn(seed, number)
+    def finished(seed, number):
+        seconds, results = turn(seed, number)
         return seconds, finish(results)
 
-    return {f"{name}threads={n}": functools.partial(limited, n) for n in counts}
+    return on_threads({name: finished}, counts)
 
 
 def skbn_steps(x, dy, gamma, beta, axis, reuse):
@@ -151,8 +138,8 @@ def skbn_steps(x, dy, gamma, beta, axis, reuse):
     return functools.partial(step, *step()[:2]) if reuse else step
 
 
-def skbn_norm(shape, axis=-1, reuse=False, counts=THREADS):
-    return on_threads(skbn_steps(*numbers(shape, axis), axis, reuse), counts)
+def skbn_norm(shape, axis=-1, reuse=False, counts=BEST):
+    return working(skbn_steps(*numbers(shape, axis), axis, reuse), counts)
 
 
 def torch_norm(shape, axis=-1, with_compile=False):
@@ -178,14 +165,14 @@ def torch_norm(shape, axis=-1, with_compile=False):
         return [np.moveaxis(y, 1, axis), np.moveaxis(dx, 1, axis), *sums]
 
     ways = {
-        "": functools.partial(forward, relu),
-        "ReLU in place, ": functools.partial(forward, torch.relu_),
+        "ReLU": functools.partial(forward, relu),
+        "ReLU in place": functools.partial(forward, torch.relu_),
     }
     if with_compile:
-        ways["torch.compile, "] = torch.compile(ways[""])
+        ways["torch.compile"] = torch.compile(ways["ReLU"])
     variants = {}
     for name, way in ways.items():
-        variants |= on_threads(functools.partial(step, way), name=name, finish=as_ours)
+        variants |= working(functools.partial(step, way), name=name, finish=as_ours)
     return variants
 
 
@@ -200,9 +187,9 @@ def copying(shape):
         return ()
 
     variants = {}
-    for n_threads in THREADS:
+    for n_threads in BEST:
         work = functools.partial(copy, ThreadPoolExecutor(n_threads), n_threads)
-        variants |= on_threads(work, (n_threads,))
+        variants |= working(work, (n_threads,))
     return variants
 
 
@@ -213,13 +200,13 @@ def in_layout(name, copy_first):
         y, _ = functional.batch_norm(x, axis=axis)
         np.copyto(y, dy)
         dy = y  # laid out as the y that it is the gradient of
-        return on_threads(skbn_steps(x, dy, gamma, beta, axis, reuse=False))
+        return working(skbn_steps(x, dy, gamma, beta, axis, reuse=False))
     dy = np.ascontiguousarray(dy)
 
     def copy_and_step():
         return skbn_steps(np.ascontiguousarray(x), dy, gamma, beta, axis, reuse=False)()
 
-    return on_threads(copy_and_step)
+    return working(copy_and_step)
 
 
 def make_transformer():
@@ -234,13 +221,13 @@ def learned(scaler):
 
 def fitting(make, shape):
     x = numbers(shape)[0]
-    return on_threads(lambda: learned(make().fit(x)))
+    return working(lambda: learned(make().fit(x)))
 
 
 def transforming(make, shape):
     x = numbers(shape)[0]
     scaler = make().fit(x)
-    return on_threads(lambda: (scaler.transform(x),))
+    return working(lambda: (scaler.transform(x),))
 
 
 def streaming(make, shape, n_chunks=1000):
@@ -252,17 +239,17 @@ def streaming(make, shape, n_chunks=1000):
             scaler.partial_fit(chunk)
         return learned(scaler)
 
-    return on_threads(stream)
+    return working(stream)
 
 
 def skbn_moments(shape):
     x = numbers(shape)[0]
-    return on_threads(lambda: functional.moments(x))
+    return working(lambda: functional.moments(x))
 
 
 def numpy_moments(shape):
     x = numbers(shape)[0]
-    return on_threads(lambda: (np.mean(x, axis=0), np.var(x, axis=0)), (1,))
+    return working(lambda: (np.mean(x, axis=0), np.var(x, axis=0)), ONE)
 
 
 def torch_moments(shape):
@@ -274,7 +261,7 @@ def torch_moments(shape):
         var, mean = torch.var_mean(x, dim=0, correction=0)
         return mean.numpy(), var.numpy()
 
-    return on_threads(moments)
+    return working(moments)
 
 
 # ---------------------------------------------------------------------------------- the targets
@@ -290,9 +277,10 @@ class Target:
     rival: Callable
     exact: Callable
     axis: int = -1
-    must: float = 0
-    aim: float = math.inf
+    must: float | None = None
+    aim: float | None = None
     unit: str = "x"
+    floor: str | None = None  # what nobody could beat, where that is known
 
 
 def product(shape):
@@ -327,6 +315,7 @@ TARGETS = [
             must=5.0,
             aim=4.4,
             unit="copies",
+            floor="4",
         )
         for outputs, reuse in OUTPUTS.items()
     ),
@@ -334,8 +323,8 @@ TARGETS = [
         Target(
             "C12",
             f"{product(shape)}, forward and backward, out=, all cores: one thread",
-            functools.partial(skbn_norm, shape, reuse=True, counts=THREADS[-1:]),
-            functools.partial(skbn_norm, shape, reuse=True, counts=THREADS[:1]),
+            functools.partial(skbn_norm, shape, reuse=True, counts=ALL),
+            functools.partial(skbn_norm, shape, reuse=True, counts=ONE),
             functools.partial(exact_norm, shape),
             must=0.97,  # never slower, but for the noise of the clock
         )
@@ -377,7 +366,7 @@ TARGETS = [
         for what, work, exact, must in [
             ("fit", fitting, exact_moments, 1.5),
             ("transform", transforming, exact_standardized, 1),
-            ("partial_fit of 1000 chunks", streaming, exact_moments, 0),
+            ("partial_fit of 1000 chunks", streaming, exact_moments, None),
         ]
     ),
     *(
@@ -394,9 +383,6 @@ TARGETS = [
 ]
 
 
-# ------------------------------------------------------------------------------------ the harness
-
-
 def relative_error(results, exact, axis):
     """Norm of the difference from what is exact over its norm, the largest over the arrays."""
     found = [few_columns(result, axis) for result in results]
@@ -405,50 +391,19 @@ def relative_error(results, exact, axis):
 
 
 def measure(target, repeats):
-    """Time one target; the row as a dictionary."""
-    row = {key: getattr(target, key) for key in ("id", "what", "unit", "must", "aim")}
-    sides, seconds, results = {}, {}, {}
-    for who in ("ours", "rival"):
-        try:
-            sides[who] = enter(getattr(target, who)(), ASIDE)
-        except ModuleNotFoundError as error:
-            row["missing"] = error.name
-    for who, mean_seconds, results[who] in turns(sides, repeats):
-        seconds.setdefault(who, []).append(mean_seconds)
+    """Time one target; its row as a dictionary."""
     exact = target.exact()
-    for who, side in sides.items():
-        row[who] = summary(seconds[who]) | {"notes": side.notes}
-        if results[who]:
-            row[who]["error"] = relative_error(results[who], exact, target.axis)
-    if "rival" in sides:
-        both = (seconds["rival"], seconds["ours"])
-        row["ratio"] = summary(np.divide(*(both if target.unit == "x" else reversed(both))))
-    row["met"] = verdict(row)
+
+    def error(results):
+        return relative_error(results, exact, target.axis)
+
+    load = load_average()
+    sides = {"ours": target.ours, "rival": target.rival}
+    row = compare(target, sides, repeats, {"error": error}, ASIDE)
+    row |= {"load": load, "met": verdict(row)}
+    if row["ours"]["error"] > max(row.get("rival", {}).get("error", math.inf), ROUNDING):
+        row["met"] += ", but less accurate"
     return row
-
-
-def verdict(row):
-    """Which of the two bounds is met: "aim", "must" or "no"."""
-    if "missing" in row:
-        return f"{row['missing']} not installed"
-    reached = met(row["ratio"]["median"], row["must"], row["aim"]) if row["must"] else "-"
-    worse = row["ours"]["error"] > max(row["rival"].get("error", math.inf), ROUNDING)
-    return f"{reached}, but less accurate" if worse else reached
-
-
-HEADER = ["id", "what", "ours, ms", "rival, ms", "ratio", "must", "aim", "met?", "error"]
-
-
-def cells(row):
-    """A row of the printed table."""
-    bounds = [
-        f"{row[key]:g} {row['unit']}" if 0 < row[key] < math.inf else "-" for key in ("must", "aim")
-    ]
-    ratio = quartiles(row["ratio"]) if "ratio" in row else "-"
-    errors = [row[who].get("error") for who in ("ours", "rival") if who in row]
-    errors = " / ".join("-" if value is None else f"{value:.0e}" for value in errors)
-    times = [spread(row, "ours"), spread(row, "rival")]
-    return [row["id"], row["what"], *times, ratio, *bounds, row["met"], errors]
 
 
 def main():
@@ -462,7 +417,7 @@ def main():
             compiled = functools.partial(target.rival, with_compile=True)
             target = replace(target, rival=compiled)
         rows.append(measure(target, args.repeats))
-    report(args, about, rows, [HEADER, *map(cells, rows)])
+    report(args, about, rows, "error")
 
 
 if __name__ == "__main__":

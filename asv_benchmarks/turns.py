@@ -4,28 +4,35 @@ The sides take turns (ours, rival, ours, rival, ...) after a warm-up, so that wh
 on the machine happens to all. A turn repeats its work until that has lasted about MIN_TURN seconds
 and counts the mean, so that a call of a few microseconds is not judged by one clock reading. Times
 are median [minimum .. maximum] over the turns; a ratio is taken turn by turn, median (quartiles).
-Only ratios travel from machine to machine.
+A row that takes long ends after three turns. Only ratios travel from machine to machine.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
-import argparse
+import functools
 import gc
-import importlib.metadata
-import json
 import math
-import operator
 import os
-import platform
-import re
+import subprocess
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from joblib import cpu_count
+from results import FASTER, summary
+from threadpoolctl import threadpool_limits
 
 MIN_TURN = 0.1  # seconds
+LONG = 60  # seconds after which three turns of each side must do
+ONE = (1,)  # thread
+ALL = (cpu_count(),)
+BEST = tuple(sorted({*ONE, *ALL}))  # each is tried
+
+
+# ------------------------------------------------------------------------------- turns, and rows
 
 
 def timed(work):
@@ -50,125 +57,138 @@ class Side:
     notes: list[str]
 
 
+def milliseconds(seconds):
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
 def enter(variants, aside=()):
     """Warm every variant up, and take the fastest that is not an aside."""
-    n_trials = 3 if len(variants) > 1 else 1
     seen, notes = {}, []
     for name, turn in variants.items():
         first = turn(0, 1)[0]
+        n_trials = 3 if len(variants) > 1 and first < 1 else 1
         seen[name] = later = min(turn(0, 1)[0] for _ in range(n_trials))
         notes.append(f"{name} {milliseconds(later)} ms (the first time {milliseconds(first)})")
-    fastest = min(seen.keys() - set(aside), key=seen.get)
+    fastest = min((name for name in seen if not name.startswith(tuple(aside))), key=seen.get)
     return Side(variants[fastest], math.ceil(MIN_TURN / seen[fastest]), notes)
 
 
 def turns(sides, repeats):
     """Let the sides take turns; yields whose turn it was, its mean seconds and its result."""
+    start = time.perf_counter()
     for seed in range(repeats):
+        if seed >= 3 and time.perf_counter() - start > LONG:
+            return
         for who, side in sides.items():
             yield who, *side.turn(seed, side.number)
 
 
-def summary(samples):
-    """Quantiles of some samples, and the samples themselves."""
-    names = ("min", "q1", "median", "q3", "max")
-    quantiles = np.quantile(samples, np.linspace(0, 1, 5)).tolist()
-    return dict(zip(names, quantiles, strict=True), samples=[float(s) for s in samples])
+def compare(target, contenders, repeats, scores, aside=()):
+    """Time one target; its row as a dictionary.
 
-
-def met(value, must, aim):
-    """Which of two bounds a figure meets; an aim below the must says that less is better."""
-    reaches = operator.le if aim < must else operator.ge
-    return "aim" if reaches(value, aim) else "must" if reaches(value, must) else "no"
-
-
-def milliseconds(seconds):
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
-
-
-def spread(row, who):
-    """Median, minimum and maximum of a side's times, for the printed table."""
-    if who not in row:
-        return "-"
-    low, middle, high = (milliseconds(row[who][key]) for key in ("min", "median", "max"))
-    return f"{middle} [{low} .. {high}]"
-
-
-def quartiles(ratio):
-    """Median and quartiles of a ratio, for the printed table."""
-    low, middle, high = (f"{ratio[key]:.3g}" for key in ("q1", "median", "q3"))
-    return f"{middle} ({low} .. {high})"
-
-
-def table(lines, markdown):
-    """Lay out lines of cells, the header first."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    start, between, end = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    padded = (map(str.ljust, line, widths) for line in lines)
-    return "\n".join(f"{start}{between.join(line)}{end}".rstrip() for line in padded)
-
-
-def machine(packages):
-    """What the figures were taken on."""
-    found = []
-    for distribution in packages:
+    `contenders` maps "ours", "rival" and perhaps "floor" to functions that return variants,
+    `scores` the names of what is asked of each turn's result to functions; their medians are kept.
+    """
+    row = {key: getattr(target, key) for key in ("id", "what", "unit", "must", "aim", "floor")}
+    sides = {}
+    for who, variants in contenders.items():
         try:
-            found.append(f"{distribution} {importlib.metadata.version(distribution)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{distribution} not installed")
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE))
-        name = f"{fields.get('model name', name)} (family {fields.get('cpu family', '?')})"
-    blas = {
-        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', '?')})"
-        for lib in threadpool_info()
-        if lib["user_api"] == "blas"
-    }
-    from skbn.backends import get_executor
+            sides[who] = enter(variants(), aside)
+        except ModuleNotFoundError as error:
+            row["missing"] = error.name
+    seconds, found = defaultdict(list), defaultdict(list)
+    for who, mean_seconds, result in turns(sides, repeats):
+        seconds[who].append(mean_seconds)
+        for name, score in scores.items() if result else ():
+            found[who, name].append(score(result))
+    for who in ("ours", "rival"):
+        if who in sides:
+            row[who] = summary(seconds[who]) | {"notes": sides[who].notes}
+    for (who, name), values in found.items():
+        if who in row:
+            row[who][name] = float(np.median(values))
+    if "rival" in sides:
+        both = seconds["rival"], seconds["ours"]
+        row["ratio"] = summary(np.divide(*(both if row["unit"] == FASTER else reversed(both))))
+    if sides.keys() >= {"rival", "floor"}:  # how much faster than the rival anyone could be
+        row["floor"] = f"{np.median(np.divide(seconds['rival'], seconds['floor'])):.3g}"
+    return row
+
+
+# --------------------------------------------------------------------------- threads and processes
+
+
+@contextmanager
+def limited_to(n_threads):
+    """Limit what is loaded, BLAS, OpenMP and torch, to a number of threads."""
+    with threadpool_limits(n_threads):
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(n_threads)
+        yield
+
+
+def on_threads(variants, counts):
+    """The same variants on each number of threads; limits are set outside what is timed."""
+
+    def limited(turn, n_threads, seed, number):
+        with limited_to(n_threads):
+            return turn(seed, number)
 
     return {
-        "executor": get_executor("cpu").__module__,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": ", ".join(found),
-        "blas": ", ".join(sorted(blas)),
-        "load average at start": round(os.getloadavg()[0], 2)
-        if hasattr(os, "getloadavg")
-        else "unknown",
+        f"{name}, {n} thread{'s' * (n > 1)}": functools.partial(limited, turn, n)
+        for n in counts
+        for name, turn in variants.items()
     }
 
 
-def arguments(description, ids):
-    """Parse the command line that every script has; ``ids`` are the names of its rows."""
-    known = list(dict.fromkeys(ids))
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("ids", nargs="*", metavar="ID", help=f"all of {' '.join(known)} if none")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each side (default 7)")
-    parser.add_argument("--markdown", action="store_true", help="a table for GitHub")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
-    parser.add_argument("--torch-compile", action="store_true", help="note torch.compile's time")
-    args = parser.parse_args()
-    if unknown := set(args.ids) - set(known):
-        parser.error(f"unknown target: {', '.join(sorted(unknown))}")
-    args.ids = args.ids or known
-    return args
+@contextmanager
+def one_core():
+    """Bind the process to one core, where the system can."""
+    from skbn.backends.cpu.threads import n_threads
+
+    n_threads()  # cores are counted once: not while all but one are hidden
+    can_bind = hasattr(os, "sched_setaffinity")
+    cores = os.sched_getaffinity(0) if can_bind else set()
+    try:
+        if can_bind:
+            os.sched_setaffinity(0, {max(cores)})  # core 0 is where interrupts tend to land
+        yield
+    finally:
+        if can_bind:
+            os.sched_setaffinity(0, cores)
 
 
-def report(args, about, rows, lines):
-    """Print the table, the machine and how each side's variants did; write the samples."""
-    bullet = "- " if args.markdown else ""
-    print(table(lines, args.markdown), end="\n\n")
-    print(*(f"{bullet}{key}: {value}" for key, value in about.items()), sep="\n", end="\n\n")
-    for row in rows:
-        for who in ("ours", "rival"):
-            if who in row:
-                about_side = f"{row['id']}, {row['what']}, {who}"
-                print(f"{bullet}{about_side}: {'; '.join(row[who]['notes'])}")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
+BUSY = """
+import os, sys, threading
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=end_with_parent, daemon=True).start()
+print(flush=True)
+while True: pass
+"""
+
+
+@contextmanager
+def a_busy_process(core=None):
+    """Another process that never rests; free to move between cores, or bound to one."""
+    command = [sys.executable, "-I", "-S", "-c", BUSY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            process.stdout.readline()  # it is up
+            if core is not None:
+                os.sched_setaffinity(process.pid, {core})
+            yield
+        finally:
+            process.kill()
+
+
+def beside_a_busy_process(variants, core=None):
+    """The same variants while another process computes, started anew for every turn."""
+
+    def disturbed(turn, seed, number):
+        with a_busy_process(core):
+            return turn(seed, number)
+
+    return {name: functools.partial(disturbed, turn) for name, turn in variants.items()}
