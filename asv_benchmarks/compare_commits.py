@@ -76,7 +76,7 @@ def main():
             print(f"round {number + 1} of {args.rounds}, {commit[:8]}", flush=True)
             samples = "--append-samples" if number else "--record-samples"
             run = ["run", "--set-commit-hash", commit, samples, *selected]
-            failed |= bool(asv(*run, SKBN_BENCH_PATH=str(path)))
+            failed |= bool(asv(*run, ASV_PYTHONPATH=str(path)))
     for commit in commits[1:]:
         asv("compare", "--factor", args.factor, commits[0], commit)
     sys.exit(failed)

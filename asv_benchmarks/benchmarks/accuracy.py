@@ -16,7 +16,7 @@ from compare_accuracy import (
     spread,
 )
 
-from .common import DTYPES, WITH_RIVALS, Benchmark
+from .common import ALL_DTYPES, WITH_RIVALS, Benchmark
 
 COLUMNS = {
     "mean / std 1e2": offset(1e2),
@@ -44,7 +44,7 @@ class HostileColumnBenchmark(Benchmark):
     params = (
         [side.name for side in SIDES if WITH_RIVALS or side.name in ("skbn", "StandardScaler")],
         tuple(COLUMNS),
-        DTYPES,
+        ALL_DTYPES,
     )
 
     def setup_cache(self):
@@ -54,7 +54,7 @@ class HostileColumnBenchmark(Benchmark):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # overflows, which the figures show
             for column, make in COLUMNS.items():
-                for dtype in DTYPES:
+                for dtype in ALL_DTYPES:
                     x = make(np.dtype(dtype).type)
                     for name in sides.keys() & set(self.params[0]):
                         epsilon = EPSILON if sides[name].has_epsilon else 0.0

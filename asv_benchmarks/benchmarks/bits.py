@@ -8,7 +8,7 @@ import joblib
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from .common import DTYPES, Benchmark
+from .common import ALL_DTYPES, Benchmark
 from .functional import LAYOUTS, SkbnNorm, make_numbers
 from .neural_network import CLASSIFIERS, REGRESSORS, make_data, make_net
 
@@ -30,7 +30,11 @@ class FitBitsBenchmark(Benchmark):
 
     unit = "differ"
     param_names = ("net", "batch_norm", "dtype")
-    params = (tuple(CLASSIFIERS | REGRESSORS), ("none", "before", "after", "input"), DTYPES)
+    params = (
+        tuple(CLASSIFIERS | REGRESSORS),
+        ("none", "before", "after", "input"),
+        ALL_DTYPES,
+    )
 
     def track_different_bits(self, net, batch_norm, dtype):
         X, X_test, y, _ = make_data(net, dtype)
@@ -48,7 +52,7 @@ class FunctionalBitsBenchmark(Benchmark):
 
     unit = "differ"
     param_names = ("layout", "dtype")
-    params = (tuple(LAYOUTS), DTYPES)
+    params = (tuple(LAYOUTS), ALL_DTYPES)
 
     def track_different_bits(self, layout, dtype):
         norm = SkbnNorm(*make_numbers(layout, dtype))

@@ -4,7 +4,7 @@ Laid out as scikit-learn's own suite is: a class says in ``params`` what to vary
 and ``make_estimator`` what to run, and inherits what to measure. The same parameters are the same
 work in every profile. SKBN_BENCH_PROFILE names the profile:
 
-- ``quick``: every benchmark once, of the rivals only scikit-learn;
+- ``quick``: every benchmark once, in float32, of the rivals only scikit-learn;
 - ``regular``, the default: many times;
 - ``large_scale``: as regular, with large data as well.
 """
@@ -31,7 +31,8 @@ SAMPLING = {
 SAMPLING["large_scale"] = SAMPLING["regular"]
 WITH_RIVALS, LARGE_SCALE = PROFILE != "quick", PROFILE == "large_scale"
 N_THREADS = sorted({1, 2, cpu_count()})
-DTYPES = ("float32", "float64")
+ALL_DTYPES = ("float32", "float64")
+DTYPES = ALL_DTYPES[:1] if PROFILE == "quick" else ALL_DTYPES
 
 
 class Benchmark:
