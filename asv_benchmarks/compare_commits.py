@@ -4,8 +4,8 @@
     python asv_benchmarks/compare_commits.py main~5 main~2 main --rounds 3 --bench time_fit
 
 asv itself builds commits only into environments that it fills from a package index. This builds
-each into a folder of its own with what is installed here (a compiler, Cython, NumPy and SciPy
-included; nothing is downloaded), and lets asv run the suite of this working tree with one after the
+each into a folder of its own with what is installed here (setuptools, Cython, NumPy, SciPy and a
+compiler; nothing is downloaded), and lets asv run the suite of this working tree with one after the
 other: A B A B ..., its samples added up, so that what else happens on the machine happens to all.
 At the end ``asv compare`` prints each commit beside the first, with the ratio for every benchmark.
 Results are stored with those of ``asv run``; ``asv publish`` shows them.
@@ -14,6 +14,7 @@ Results are stored with those of ``asv run``; ``asv publish`` shows them.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 BUILDS = HERE / "env"
 
 
-def git(*command):
-    result = subprocess.run(["git", "-C", HERE, *command], check=True, stdout=subprocess.PIPE)
-    return result.stdout.decode().strip()
+def full_hash(name):
+    command = ["git", "rev-parse", "--verify", f"{name}^{{commit}}"]
+    return subprocess.check_output(command, cwd=HERE, text=True).strip()
 
 
 def build(commit):
@@ -33,25 +34,20 @@ def build(commit):
     target = BUILDS / commit
     if not target.exists():
         print(f"building {commit[:8]} ...", flush=True)
-        with tempfile.TemporaryDirectory() as sources:
-            archive = subprocess.Popen(
-                ["git", "-C", HERE.parent, "archive", commit], stdout=subprocess.PIPE
-            )
-            subprocess.run(["tar", "-x", "-C", sources], check=True, stdin=archive.stdout)
-            if archive.wait():
-                raise RuntimeError(f"git archive {commit} failed")
+        BUILDS.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILDS) as work:
+            archive, sources, built = (Path(work, name) for name in ("it.tar", "sources", "built"))
+            subprocess.run(["git", "archive", "-o", archive, commit], cwd=HERE.parent, check=True)
+            shutil.unpack_archive(archive, sources)
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-            staging = Path(sources, "built")
-            subprocess.run([*pip, "--no-build-isolation", "--target", staging, sources], check=True)
-            BUILDS.mkdir(exist_ok=True)
-            staging.rename(target)
+            subprocess.run([*pip, "--no-build-isolation", "--target", built, sources], check=True)
+            built.rename(target)  # only once it is whole
     return target
 
 
 def asv(*command, **environ):
-    return subprocess.run(
-        [sys.executable, "-m", "asv", *command], cwd=HERE, env=os.environ | environ
-    ).returncode
+    command = [sys.executable, "-m", "asv", *command]
+    return subprocess.run(command, cwd=HERE, env=os.environ | environ).returncode
 
 
 def main():
@@ -66,19 +62,20 @@ def main():
     parser.add_argument("--factor", default="1.1", help="changes to mark (default 1.1)")
     args = parser.parse_args()
 
-    commits = [git("rev-parse", "--verify", f"{name}^{{commit}}") for name in args.commits]
+    commits = [full_hash(name) for name in args.commits]
     builds = {commit: build(commit) for commit in commits}
     selected = [word for expression in args.bench for word in ("--bench", expression)]
+    environment = ["--environment", f"existing:{sys.executable}"]
     asv("machine", "--yes")
     failed = False
     for number in range(args.rounds):
         for commit, path in builds.items():
             print(f"round {number + 1} of {args.rounds}, {commit[:8]}", flush=True)
             samples = "--append-samples" if number else "--record-samples"
-            run = ["run", "--set-commit-hash", commit, samples, *selected]
+            run = ["run", *environment, "--set-commit-hash", commit, samples, *selected]
             failed |= bool(asv(*run, ASV_PYTHONPATH=str(path)))
     for commit in commits[1:]:
-        asv("compare", "--factor", args.factor, commits[0], commit)
+        asv("compare", *environment, "--factor", args.factor, commits[0], commit)
     sys.exit(failed)
 
 
