@@ -29,8 +29,8 @@ WEIGHT_INITS = (
 
 # What shuffle="blocks" keeps together, and how many blocks are mixed: a disk finds a block in about
 # the time in which it reads one, and a window fits in any memory.
-BLOCK_BYTES = 2**20
-BLOCKS_IN_WINDOW = 64
+BLOCK_BYTES = 2**23
+BLOCKS_IN_WINDOW = 32
 
 _idle = []  # generators that no fit uses; list.pop and list.append are atomic
 
@@ -103,8 +103,8 @@ def rows_in_block(X):
 def shuffle_blocks(rows, block_size, random_state):
     """Shuffle row indices so that rows near each other in X are read near each other in time.
 
-    Blocks of consecutive rows are shuffled, then the rows of every 64 blocks that now follow each
-    other: rows of 64 places of X, drawn anew at each call, are mixed.
+    Blocks of consecutive rows are shuffled, then the rows of every 32 blocks that now follow each
+    other: rows of 32 places of X, drawn anew at each call, are mixed.
 
     Parameters
     ----------
