@@ -15,6 +15,7 @@ import textwrap
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import make_classification
 
 from skbn import BatchNormTransformer, MLPClassifierBN, MLPRegressorBN
 
@@ -105,6 +106,26 @@ def test_mapped_files_give_the_bits_of_arrays(
         for rows in (X, np.load(tmp_path / "X.npy", mmap_mode="r"))
     )
     assert snapshot(found, X) == snapshot(expected, X)
+
+
+def test_what_blocks_cost(monkeypatch):
+    """Scores of three seeds, 16 windows: nothing on rows in random order, little on sorted ones."""
+    X, y = make_classification(
+        20_000, n_informative=10, n_classes=4, n_clusters_per_class=2, random_state=0
+    )
+    X = X.astype(np.float32)
+    monkeypatch.setattr("skbn._random.BLOCK_BYTES", X.nbytes // 512)
+
+    def score(shuffle, rows):
+        params = {"shuffle": shuffle, "max_iter": 6, "batch_size": 50}
+        nets = [MLPClassifierBN((32,), **params, random_state=seed) for seed in range(3)]
+        return np.mean([net.fit(X[rows], y[rows]).score(X, y) for net in nets])
+
+    as_drawn, by_class = np.arange(len(X)), np.argsort(y, kind="stable")
+    best = score(True, as_drawn)
+    assert abs(score("blocks", as_drawn) - best) < 0.01
+    assert best - 0.05 < score("blocks", by_class) < best
+    assert score(False, by_class) < 0.4
 
 
 # Batches of files.
