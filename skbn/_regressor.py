@@ -130,8 +130,8 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
     shuffle : bool or "blocks", default=True
         Whether to shuffle the rows before each epoch. "blocks" is for an `X` on disk that does not
-        fit in memory: blocks of consecutive rows, 1 MiB each, are shuffled, and then the rows of
-        every 64 blocks that follow each other. Where `X` is sorted, shuffle it once before.
+        fit in memory: blocks of consecutive rows, 8 MiB each, are shuffled, and then the rows of
+        every 32 blocks that follow each other. Where `X` is sorted, shuffle it once before.
 
     random_state : int, RandomState instance or None, default=None
         Source of initial weights, shuffles, the split for early stopping and dropout. The same
