@@ -117,8 +117,10 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
     max_iter : int, default=200
         Number of epochs at most.
 
-    shuffle : bool, default=True
-        Whether to shuffle the rows before each epoch.
+    shuffle : bool or "blocks", default=True
+        Whether to shuffle the rows before each epoch. "blocks" is for an `X` on disk that does not
+        fit in memory: blocks of consecutive rows, 8 MiB each, are shuffled, and then the rows of
+        every 32 blocks that follow each other. Where `X` is sorted, shuffle it once before.
 
     random_state : int, RandomState instance or None, default=None
         Source of initial weights, shuffles, the split for early stopping and dropout. The same
@@ -602,11 +604,13 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         y : ndarray of shape (n_samples,) or (n_samples, n_labels)
             Predicted classes; a sparse indicator matrix where that is what `fit` was given.
         """
-        raw = self._raw_outputs(X)
-        decided = self._loss.decide(raw)
-        if self._is_multilabel:
-            return csr_matrix(decided) if self._gives_sparse_labels else decided
-        return self.classes_[decided]
+
+        def decide(raw):
+            decided = self._loss.decide(raw)
+            return decided if self._is_multilabel else self.classes_[decided]
+
+        y = self._predict(X, decide)
+        return csr_matrix(y) if self._is_multilabel and self._gives_sparse_labels else y
 
     def predict_proba(self, X):
         """Predict the probability of each class.
@@ -621,8 +625,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         y_prob : ndarray of shape (n_samples, n_classes)
             Probabilities, columns in the order of `classes_`; multilabel: of every label.
         """
-        raw = self._raw_outputs(X)
-        return self._loss.predict_proba(raw)
+        return self._predict(X, lambda raw: self._loss.predict_proba(raw))
 
     def predict_log_proba(self, X):
         """Predict the logarithm of the probability of each class.
@@ -637,5 +640,4 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         log_y_prob : ndarray of shape (n_samples, n_classes)
             Log-probabilities, from the logits: never minus infinity for finite logits.
         """
-        raw = self._raw_outputs(X)
-        return self._loss.predict_log_proba(raw)
+        return self._predict(X, lambda raw: self._loss.predict_log_proba(raw))

@@ -14,6 +14,7 @@ the gradient knows no such bound.
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.utils import gen_batches
 
 from skbn.backends.records import LossKind
 
@@ -138,10 +139,21 @@ class RegressionLoss:
         """Return what ``score`` measures against: the squared deviations of each output."""
         if weights is not None:
             rows = rows[weights[rows] > 0]  # what has no weight may be anything
-        y = targets[rows].reshape(len(rows), -1).astype(np.float64)
-        weights = np.ones(len(rows)) if weights is None else weights[rows]
-        with np.errstate(over="ignore"):  # R2 is then NaN
-            return weights @ (y - np.average(y, axis=0, weights=weights)) ** 2
+        origin = targets[rows[0]].astype(np.float64)
+
+        def total(function):
+            """Sum over the rows, a block at a time: in float64 they need more room than y."""
+            sums = 0.0
+            for block in gen_batches(len(rows), 4096):
+                part = rows[block]
+                y = (targets[part].astype(np.float64) - origin).reshape(len(part), -1)
+                w = 1.0 if weights is None else weights[part, np.newaxis]
+                sums += (w * function(y)).sum(axis=0)
+            return sums
+
+        with np.errstate(over="ignore", invalid="ignore"):  # R2 is then NaN
+            mean = total(lambda y: y) / (len(rows) if weights is None else weights[rows].sum())
+            return total(lambda y: (y - mean) ** 2)
 
     def score(self, scores, baseline):
         """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does."""

@@ -18,6 +18,7 @@ from scipy.sparse import csc_array, csr_array, issparse
 from sklearn.base import BaseEstimator
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skbn._callbacks import EpochTasks
@@ -52,6 +53,7 @@ from skbn._training import (
 from skbn.backends import get_executor
 
 PLACEMENTS = ("input", "before", "after")
+ROWS_PER_CALL = 8192  # of predictions, and a multiple of it for few outputs
 
 # Parameters that only some solvers heed; the others are told so.
 HEEDED_BY = {
@@ -126,7 +128,9 @@ def validated_weights(sample_weight, X, name="sample_weight"):
         raise ValueError(str(error).replace("sample_weight", name)) from error
     if weights.min() < 0:
         raise ValueError(f"Negative values in data passed to `{name}`.")
-    weights = np.where(weights < np.finfo(np.float64).tiny, 0.0, weights)  # as kernels do
+    too_small = (weights > 0) & (weights < np.finfo(np.float64).tiny)
+    if too_small.any():
+        weights = np.where(too_small, 0.0, weights)  # as kernels do
     if not weights.any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
     with np.errstate(over="ignore"):
@@ -179,7 +183,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "power_t": [Interval(Real, 0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "shuffle": ["boolean"],
+        "shuffle": ["boolean", StrOptions({"blocks"})],
         "random_state": ["random_state"],
         "tol": [Interval(Real, 0, None, closed="left")],
         "verbose": ["verbose"],
@@ -336,6 +340,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         """Hold out rows for early stopping with scikit-learn's draws; nothing is copied.
 
         Their scores count by ``weights``, which are those of the rows without those of classes.
+        They are read in order, which disks prefer.
         """
         rows, held_out = train_test_split(
             data.rows,
@@ -348,7 +353,8 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 "The validation set is too small. Increase 'validation_fraction' "
                 "or the size of your dataset."
             )
-        data, validation = data._replace(rows=rows), data._replace(weights=weights, rows=held_out)
+        data = data._replace(rows=rows)
+        validation = data._replace(weights=weights, rows=np.sort(held_out))
         for name, part in (("training", data), ("validation", validation)):
             if part.weights is not None and not part.weights[part.rows].any():
                 raise ValueError(f"All sample weights of the {name} set are zero.")
@@ -384,8 +390,10 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         if self.scoring is None or self.scoring == "loss":
             return self.scoring
         scorer = check_scoring(self, self.scoring)
-        rows = validation.rows
-        X, y = validation.X[rows], self._labels(validation.targets[rows])
+        X, rows = validation.X, validation.rows
+        if len(rows) < X.shape[0]:  # split off: scorers know no indices
+            X = X[rows]
+        y = self._labels(validation.targets[rows])
         weights = {}
         if validation.weights is not None and accepts_sample_weight(scorer):
             weights["sample_weight"] = validation.weights[rows]
@@ -521,11 +529,12 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                     incremental=incremental,
                     **common,
                 )
-            wants_population = self.bn_statistics == "population" and network.batch_norm_indices
-            if wants_population and completed and not incremental:
-                self._measure_population(executor, network, data)
-                if network.first_non_finite_layer() is not None:
-                    raise diverged(network, history.n_iter)
+        del executor  # and its gradients and buffers
+        wants_population = self.bn_statistics == "population" and network.batch_norm_indices
+        if wants_population and completed and not incremental:
+            self._measure_population(network, data)
+            if network.first_non_finite_layer() is not None:
+                raise diverged(network, history.n_iter)
         self._publish(network, optimizer, history)
         if tasks:
             tasks.fit_ended()
@@ -552,10 +561,12 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             n_steps=n_steps,
         )
 
-    def _measure_population(self, executor, network, data):
+    def _measure_population(self, network, data):
         """Measure the population statistics; if the user interrupts that, keep the moving ones."""
+        data.rows.sort()  # training is over
         try:
-            executor.update_population_statistics(data.X, data.weights, np.sort(data.rows))
+            with get_executor(self.device)(network) as executor:
+                executor.update_population_statistics(data.X, data.weights, data.rows)
         except KeyboardInterrupt:
             network.use_population = False
             warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -630,13 +641,23 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             validate_data(self, X, dtype=dtype, accept_sparse=["csr", "csc"], reset=False)
         )
 
-    def _raw_outputs(self, X):
+    def _predict(self, X, finish):
+        """Return what ``finish`` makes of the raw outputs; only that is ever there for all rows."""
         X = self._validate_rows(X)
-        return self._run(folded_for_predictions(self._network, X.shape[0]), X)
-
-    def _run(self, network, X):
+        n_rows = X.shape[0]
+        network = folded_for_predictions(self._network, n_rows)
+        # Whole blocks of the executor, so results do not depend on where rows are cut.
+        block_size = ROWS_PER_CALL * max(1, 32 // network.n_outputs)
         with get_executor(self.device)(network) as executor:
-            return executor.predict(X)
+            if n_rows <= block_size:
+                return finish(executor.predict(X))
+            result = None
+            for block in gen_batches(n_rows, block_size):
+                part = finish(executor.predict(X[block]))
+                if result is None:
+                    result = np.empty((n_rows, *part.shape[1:]), part.dtype)
+                result[block] = part
+            return result
 
     def transform_hidden(self, X, layer=-1):
         """Return the activations of a hidden layer, as predictions see them.
@@ -663,7 +684,9 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         if not -n_hidden <= layer < n_hidden:
             raise IndexError(f"layer={layer} is out of range for {n_hidden} hidden layer(s).")
         X = self._validate_rows(X)
-        return self._run(self._network.head(dense[layer % n_hidden + 1]), X)
+        network = self._network.head(dense[layer % n_hidden + 1])
+        with get_executor(self.device)(network) as executor:
+            return executor.predict(X)
 
     def fold(self):
         """Return weights in which every batch normalization is folded.

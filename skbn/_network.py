@@ -270,7 +270,9 @@ class Network:
         Dense layers count from 0, the output last; a batch norm counts as the hidden layer that it
         belongs to, and -1 is the input.
         """
-        if np.isfinite(self.params).all() and np.isfinite(self.state).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self.params.sum()  # takes no memory; where it overflows we look closer
+        if (np.isfinite(total) or np.isfinite(self.params).all()) and np.isfinite(self.state).all():
             return None
         n_dense = 0
         for index, (layer, record) in enumerate(zip(self.layers, self.table, strict=True)):

@@ -12,7 +12,10 @@ from copy import deepcopy
 from numbers import Integral
 
 import numpy as np
-from sklearn.utils import check_random_state
+from scipy.sparse import issparse
+from sklearn.utils import check_random_state, gen_batches
+
+from skbn._shuffle import shuffle as shuffle_rows
 
 WEIGHT_INITS = (
     "auto",
@@ -23,6 +26,11 @@ WEIGHT_INITS = (
     "lecun_normal",
 )
 
+
+# What shuffle="blocks" keeps together, and how many blocks are mixed: a disk finds a block in about
+# the time in which it reads one, and a window fits in any memory.
+BLOCK_BYTES = 2**23
+BLOCKS_IN_WINDOW = 32
 
 _idle = []  # generators that no fit uses; list.pop and list.append are atomic
 
@@ -84,6 +92,35 @@ def initialize_weights(network, weight_init, activation, random_state):
         intercept[...] = random_state.uniform(-bound, bound, fan_out)
         if weight_init != "auto":
             intercept[...] = 0.0
+
+
+def rows_in_block(X):
+    """Return how many rows ``shuffle="blocks"`` keeps together, by the size of X alone."""
+    numbers = X.data.nbytes + X.indices.nbytes if issparse(X) else X.size * X.itemsize
+    return max(1, BLOCK_BYTES * X.shape[0] // max(1, numbers))
+
+
+def shuffle_blocks(rows, block_size, random_state):
+    """Shuffle row indices so that rows near each other in X are read near each other in time.
+
+    Blocks of consecutive rows are shuffled, then the rows of every 32 blocks that now follow each
+    other: rows of 32 places of X, drawn anew at each call, are mixed.
+
+    Parameters
+    ----------
+    rows : ndarray of intp
+        Shuffled in place. Their order does not matter: blocks are of ascending rows.
+    block_size : int
+        Rows in a block. The rest, less than a block, is before the first or behind the last.
+    random_state : RandomState
+        Source of the draws.
+    """
+    rows.sort()
+    n_blocks, rest = divmod(len(rows), block_size)
+    start = random_state.randint(rest + 1)
+    random_state.shuffle(rows[start : start + n_blocks * block_size].reshape(n_blocks, block_size))
+    for window in gen_batches(len(rows), BLOCKS_IN_WINDOW * block_size):
+        shuffle_rows(rows[window], random_state)
 
 
 def dropout_key(random_state):

@@ -128,8 +128,10 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
     max_iter : int, default=200
         Number of epochs at most.
 
-    shuffle : bool, default=True
-        Whether to shuffle the rows before each epoch.
+    shuffle : bool or "blocks", default=True
+        Whether to shuffle the rows before each epoch. "blocks" is for an `X` on disk that does not
+        fit in memory: blocks of consecutive rows, 8 MiB each, are shuffled, and then the rows of
+        every 32 blocks that follow each other. Where `X` is sorted, shuffle it once before.
 
     random_state : int, RandomState instance or None, default=None
         Source of initial weights, shuffles, the split for early stopping and dropout. The same
@@ -528,7 +530,5 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Predictions, one column an output where there are several.
         """
-        raw = self._raw_outputs(X)
-        if self.out_activation_ == "exp":
-            raw = np.exp(raw)
-        return raw.ravel() if raw.shape[1] == 1 else raw
+        y = self._predict(X, lambda raw: np.exp(raw) if self.out_activation_ == "exp" else raw)
+        return y.ravel() if y.shape[1] == 1 else y

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
+from skbn._random import rows_in_block, shuffle_blocks
 from skbn._shuffle import shuffle as shuffle_rows
 from skbn._sklearn_compat import check_optimize_result
 from skbn.backends.memory import aligned_zeros
@@ -348,8 +349,8 @@ def train(
         Rows to score after each epoch.
     max_iter : int
         Epochs at most.
-    shuffle : bool
-        Whether to shuffle before each epoch.
+    shuffle : bool or "blocks"
+        Whether to shuffle before each epoch; "blocks" keeps rows that are near each other near.
     random_state : RandomState
         Source of the shuffles.
     early_stopping : bool
@@ -388,7 +389,9 @@ def train(
             for _ in range(max_iter):
                 if observers:
                     observers.epoch_began()
-                if shuffle:
+                if shuffle == "blocks":
+                    shuffle_blocks(data.rows, rows_in_block(data.X), random_state)
+                elif shuffle:
                     # Shuffling the indices again and again composes to scikit-learn's permutations.
                     shuffle_rows(data.rows, random_state)
                 loss, scores = _run_epoch(executor, optimizer, data, sums)

@@ -315,6 +315,7 @@ def test_parameters_of_sklearn(kind, params, start, blobs, unchanged):
         ("bn_virtual_batch_size", 2.5),
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("shuffle", "rows"),
         ("weight_init", "magic"),
         ("solver", "adagrad"),
         ("device", "tpu"),

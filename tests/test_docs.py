@@ -18,7 +18,7 @@ PAGES = [
     for path in sorted(ROOT.glob(pattern))
 ]
 # Not among the requirements of the tests; sklearn.callback came with scikit-learn 1.9.
-EXTRAS = {"onnx", "onnxruntime", "skl2onnx", "skops", "sklearn.callback"}
+EXTRAS = {"onnx", "onnxruntime", "pyarrow", "skl2onnx", "skops", "sklearn.callback"}
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("the pages are not part of this installation", allow_module_level=True)

@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 from cases import ELEMENTWISE, each_dtype, each_executor, network_case, run_layer
 from numpy.testing import assert_array_equal
+from scipy.sparse import csr_array
 from scipy.stats import kstest
 from sklearn.neural_network import MLPClassifier
 
 from skbn._layers import Dropout
-from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
+from skbn._random import (
+    WEIGHT_INITS,
+    dropout_key,
+    initialize_weights,
+    rows_in_block,
+    seeded,
+    shuffle_blocks,
+)
 from skbn._shuffle import shuffle
 from skbn.backends.reference import dropout_mask, philox4x32
 
@@ -216,6 +224,74 @@ def test_shuffle_is_that_of_random_state(n_rows, bits, seed):
         numpys.shuffle(expected)
     assert_array_equal(found, expected)
     assert ours.random_sample() == numpys.random_sample()  # both have drawn the same
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 4 rows of 10 numbers of 8 bytes, 3 in a window."""
+    monkeypatch.setattr("skbn._random.BLOCK_BYTES", 320)
+    monkeypatch.setattr("skbn._random.BLOCKS_IN_WINDOW", 3)
+
+
+def test_rows_in_block(small_blocks):
+    X = np.zeros((50, 10))
+    assert rows_in_block(X) == rows_in_block(np.asfortranarray(X)) == rows_in_block(X[::-1]) == 4
+    assert rows_in_block(X.astype(np.float32)) == 8
+    assert rows_in_block(X[:0]) >= 1
+    assert rows_in_block(np.zeros((3, 10_000))) == 1  # rows larger than a block
+    sparse = csr_array(np.eye(50))  # a number and an index of 4 bytes a row
+    assert rows_in_block(sparse) == 320 // 12
+    assert rows_in_block(csr_array((50, 10))) == 320 * 50  # nothing is stored
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 5, 12, 13, 50, 1000])
+def test_shuffle_blocks(n_rows, small_blocks, seed):
+    """Every row once, blocks whole inside a window, windows and what is in them by chance."""
+    random_state = np.random.RandomState(seed)
+    given = 3 * np.arange(n_rows)  # what early stopping leaves
+    rows, orders = random_state.permutation(given), []
+    for _ in range(30):
+        shuffle_blocks(rows, 4, random_state)
+        assert_array_equal(np.sort(rows), given)
+        orders.append(rows // 3)
+    if n_rows > 3:
+        assert not np.array_equal(orders[0], orders[1])
+    for order in orders:
+        for window in np.split(order, range(12, n_rows, 12)):
+            # Consecutive rows: three blocks, and a rest before the first or a cut in the last.
+            assert np.count_nonzero(np.diff(np.sort(window)) != 1) <= 4
+    if n_rows == 1000:
+        positions = np.array([np.flatnonzero(order == 500)[0] for order in orders])
+        assert positions.std() > 150  # 289 expected of 30 uniform draws
+
+
+def test_shuffle_blocks_of_all_rows_is_a_shuffle(small_blocks, seed):
+    """Where all fits in a window, every row comes to every place equally often."""
+    random_state, rows = np.random.RandomState(seed), np.arange(11)
+    first = []
+    for _ in range(2200):
+        shuffle_blocks(rows, 4, random_state)
+        first.append(rows[0])
+    counts = np.bincount(first, minlength=11)
+    assert np.abs(counts - 200).max() < 6 * np.sqrt(200)
+
+
+def test_blocks_touch_few_pages():
+    """Of a file of 4 GiB, 256 MiB of rows touch 256 MiB; shuffled one by one, nearly all of it."""
+    n_rows, bytes_per_row = 2**21, 2048
+    block = rows_in_block(np.broadcast_to(np.float32(0), (n_rows, bytes_per_row // 4)))
+    assert block * bytes_per_row == 8 * 2**20
+    touched = {}
+    for how in ("rows", "blocks"):
+        rows, random_state = np.arange(n_rows), np.random.RandomState(0)
+        if how == "blocks":
+            shuffle_blocks(rows, block, random_state)
+        else:
+            random_state.shuffle(rows)
+        window = rows[: 2**28 // bytes_per_row]
+        touched[how] = len(np.unique(window * bytes_per_row // 2**17)) * 2**17  # as disks read
+    assert touched["blocks"] == 2**28
+    assert touched["rows"] > 0.95 * n_rows * bytes_per_row
 
 
 def test_shuffle_by_something_that_only_shuffles():

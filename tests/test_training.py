@@ -258,6 +258,9 @@ def test_shuffle():
     for order in orders:
         random_state.shuffle(expected)
         assert_array_equal(order, expected)
+    for order in run([1.0, 0.5], shuffle="blocks")[3].orders:
+        assert_array_equal(np.sort(order), np.arange(N_ROWS))
+        assert not np.array_equal(order, np.arange(N_ROWS))
     for order in run([1.0, 0.5])[3].orders:
         assert_array_equal(order, np.arange(N_ROWS))
 
