@@ -13,7 +13,7 @@ results are written past it.
 """
 
 from cython cimport floating
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport parallel, threadid
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
@@ -26,6 +26,8 @@ from libc.math cimport NAN, fabs
 from libc.string cimport memcpy, memset
 
 import sys
+
+from time import perf_counter
 
 import numpy as np
 
@@ -72,6 +74,17 @@ from skbn.backends.cpu.layout cimport (
     stretch,
 )
 from skbn.backends.cpu.lines cimport stream_end
+from skbn.backends.cpu.team cimport (
+    SKBN_HAS_TEAMS,
+    Team,
+    Worker,
+    clock,
+    first_tile,
+    meet,
+    next_tile,
+    report,
+    workers_here,
+)
 from skbn.backends.records cimport (
     SKBN_IDENTITY,
     SKBN_LOGISTIC,
@@ -79,7 +92,9 @@ from skbn.backends.records cimport (
     SKBN_TANH,
 )
 
-from skbn.backends.cpu.threads import n_threads
+from skbn.backends.cpu.threads import Pace, n_threads
+
+_pace = Pace()
 
 cdef char NATIVE = ord("<" if sys.byteorder == "little" else ">")
 
@@ -798,51 +813,85 @@ cdef void do_unit(Task* task, floating* scratch, double* room, What what, Py_ssi
         stream_end()
 
 
-cdef inline double* room_of(const Task* task, int thread) noexcept nogil:
-    return task.rooms + thread * task.room_size
-
-
-cdef void run_units(Task* task, floating* scratch, What what, Py_ssize_t n_units, bint by_tile) noexcept nogil:
-    cdef Py_ssize_t unit
-    for unit in prange(n_units, num_threads=task.threads, schedule="static"):
+cdef void run_units(
+    const Worker* me, Task* task, floating* scratch, What what, Py_ssize_t n_units, bint by_tile,
+) noexcept nogil:
+    cdef double* room = task.rooms + me.number * task.room_size
+    cdef Py_ssize_t unit = first_tile(me)
+    scratch += me.number * N_PATCHES * PATCH
+    while unit < n_units:
         if by_tile:
-            do_tile(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
+            do_tile(task, scratch, room, what, unit)
         else:
-            do_unit(task, scratch + threadid() * N_PATCHES * PATCH, room_of(task, threadid()), what, unit)
+            do_unit(task, scratch, room, what, unit)
+        unit = next_tile(me, unit)
+    meet(me)
 
 
-cdef void run_tiles(Task* task, floating* scratch, What what) noexcept nogil:
-    run_units(task, scratch, what, task.n_tiles, True)
+cdef void run_tiles(const Worker* me, Task* task, floating* scratch, What what) noexcept nogil:
+    run_units(me, task, scratch, what, task.n_tiles, True)
 
 
-cdef void run_blocks(Task* task, floating* scratch, What what) noexcept nogil:
+cdef void run_blocks(const Worker* me, Task* task, floating* scratch, What what) noexcept nogil:
     cdef bint elementwise = what == NORMALIZE or what == INPUT_GRADIENT
-    run_units(task, scratch, what, task.n_blocks * (task.n_panels if elementwise else task.n_tiles), False)
+    run_units(me, task, scratch, what, task.n_blocks * (task.n_panels if elementwise else task.n_tiles), False)
 
 
-cdef void run_passes(Task* task, floating* scratch, What what, bint in_cache) noexcept nogil:
+cdef void run_passes(const Worker* me, Task* task, floating* scratch, What what, bint in_cache) noexcept nogil:
     """FORWARD (without y: moments alone), BACKWARD or NORMALIZE, which takes statistics as given.
 
     Tile by tile where the columns of a tile stay in the cache, else pass by pass.
     """
     if what == NORMALIZE or what == BACKWARD:
-        run_tiles(task, scratch, START)
+        run_tiles(me, task, scratch, START)
         if task.needs_double and not task.goes_on:  # before anything is written: y may be x
             return
     if what == NORMALIZE:
-        run_blocks(task, scratch, NORMALIZE)
+        run_blocks(me, task, scratch, NORMALIZE)
     elif in_cache:
-        run_tiles(task, scratch, what)
+        run_tiles(me, task, scratch, what)
     elif what == FORWARD:
-        find_origins(task, <const floating*> scratch, 0, task.shape.n_columns)
-        run_blocks(task, scratch, MOMENTS)
-        run_tiles(task, scratch, MERGE_MOMENTS)
+        if me.number == 0:
+            find_origins(task, <const floating*> scratch, 0, task.shape.n_columns)
+        meet(me)
+        run_blocks(me, task, scratch, MOMENTS)
+        run_tiles(me, task, scratch, MERGE_MOMENTS)
         if task.y.data != NULL:
-            run_blocks(task, scratch, NORMALIZE)
+            run_blocks(me, task, scratch, NORMALIZE)
     else:
-        run_blocks(task, scratch, SUM_GRADIENTS)
-        run_tiles(task, scratch, MERGE_GRADIENTS)
-        run_blocks(task, scratch, INPUT_GRADIENT)
+        run_blocks(me, task, scratch, SUM_GRADIENTS)
+        run_tiles(me, task, scratch, MERGE_GRADIENTS)
+        run_blocks(me, task, scratch, INPUT_GRADIENT)
+
+
+cdef void work(
+    Team* team, Task* task, void* scratch, What what, bint in_cache, bint is_double, int number, int size,
+) noexcept nogil:
+    """What each worker of a team does."""
+    cdef long long start = clock() if size > 1 else 0
+    cdef Worker me
+    me.team = team
+    me.number = number
+    me.size = size
+    me.room = NULL
+    if is_double:
+        run_passes(&me, task, <double*> scratch, what, in_cache)
+    else:
+        run_passes(&me, task, <float*> scratch, what, in_cache)
+    if size > 1:
+        report(team, clock() - start)
+
+
+cdef double work_together(Task* task, void* scratch, What what, bint in_cache, bint is_double) noexcept nogil:
+    """Let a team do it; return the seconds that its workers had a core."""
+    cdef Team team
+    memset(&team, 0, sizeof(Team))
+    if task.threads == 1:
+        work(&team, task, scratch, what, in_cache, is_double, 0, 1)
+    else:
+        with parallel(num_threads=task.threads):
+            work(&team, task, scratch, what, in_cache, is_double, threadid(), workers_here())
+    return 1e-9 * team.worked
 
 
 # From Python.
@@ -1003,7 +1052,7 @@ cdef class Call:
             task.order = STREAMING
         task.threads = 1
         if shape.n_rows * shape.n_columns >= PARALLEL_NUMBERS:
-            task.threads = n_threads()
+            task.threads = _pace.threads(n_threads()) if SKBN_HAS_TEAMS else 1
         task.share = 1.0 / shape.n_rows
         if weights is not None:
             if weights.shape != x.shape[:1] or 0 in axes:
@@ -1058,6 +1107,7 @@ cdef class Call:
         cdef Task* task = &self.task
         cdef Py_ssize_t n_columns = task.shape.n_columns, block, n_rows
         cdef double row_weights[BLOCK_ROWS]
+        cdef double worked
         cdef void* room
         task.pitch = LANES * n_columns if task.end_to_end else whole_lines(n_columns)
         dtype = np.float64 if self.is_double else np.float32
@@ -1076,6 +1126,7 @@ cdef class Call:
         task.totals = doubles(totals, 0)
         task.factors = data(factors)
         room = data(scratch)
+        start = perf_counter()
         with nogil:
             if what == FORWARD and not task.ignore_nan:
                 for block in range(task.n_blocks):
@@ -1083,10 +1134,11 @@ cdef class Call:
                     task.totals[block] = total_weight(
                         weights_of_block(row_weights, task, block * BLOCK_ROWS, n_rows), n_rows
                     )
-            if self.is_double:
-                run_passes(task, <double*> room, what, self.in_cache)
-            else:
-                run_passes(task, <float*> room, what, self.in_cache)
+            worked = work_together(task, room, what, self.in_cache, self.is_double)
+        if task.threads > 1 or _pace.is_trial:
+            seconds = perf_counter() - start
+            numbers = task.shape.n_rows * n_columns
+            _pace.saw(task.threads, seconds / numbers, worked / (task.threads * seconds))
 
 
 def moments(x, axes, weights=None, bint ignore_nan=False):

@@ -11,7 +11,7 @@ Gradients are overwritten, never added to.
 """
 
 from cython cimport floating
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport parallel, threadid
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
@@ -98,21 +98,21 @@ from skbn.backends.records cimport (
     OptimizerRecord,
 )
 
-from skbn.backends.cpu.threads import Pace, at_work, n_threads, single_threaded_blas, team_size
+from skbn.backends.cpu.threads import Pace, at_work, single_threaded_blas, team_size
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
     LOSS_ROWS = 256  # rows whose losses are summed by themselves
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
-    GROUP = 32  # blocks of rows that one call takes at most
-    # A parallel region pays from about 100 us of work; a core does some 10 multiplications a nanosecond.
-    PARALLEL_WORK = 1_000_000
+    GROUP = 128  # blocks of rows whose moments one call takes at most
 
 cdef char INTP = ord(np.dtype(np.intp).char)
 
 # A call into the compiled walk ends within about this time, so that Ctrl-C works. A single mini-batch that takes
 # longer asks for signals between its layers.
 cdef double SECONDS_PER_CALL = 0.05
+
+_inference_pace = Pace()  # of all executors: an inference may be a single call
 
 cdef list _raised = []  # by signal handlers, inside of a call
 
@@ -458,26 +458,44 @@ cdef const double* gather_weights_together(
     return plan.batch_weights
 
 
+cdef enum Task:
+    TRAIN           # on mini-batches
+    DIFFERENTIATE   # all rows as one batch
+    PREDICT         # blocks of rows: raw outputs, and/or losses and scores
+    TAKE_MOMENTS    # of what enters a batch norm, block by block
+
+
 cdef struct Call:
+    Task task
     const Rows* X
     const void* targets
     const double* weights
     const Py_ssize_t* rows
     Py_ssize_t n_rows
     void* params
+    # Training.
     void* grads
     void* activations
     void* deltas
     double* sums                # IN/OUT loss, rows, scores
-    # Training only: where to begin and, for as many mini-batches, with what.
-    Py_ssize_t position         # IN/OUT
+    Py_ssize_t position         # IN/OUT where to begin and, for as many mini-batches, with what
     Py_ssize_t n_batches
-    OptimizerRecord* optimizer  # NULL: the gradient of all rows as one batch
+    OptimizerRecord* optimizer
     void* memory
-    # One batch only.
     uint32_t step
     bint update_statistics
     double loss                 # OUT mean with penalty
+    # Inference.
+    int most_workers
+    void* work                  # (most_workers, work_size)
+    Py_ssize_t work_size
+    Py_ssize_t first, stop      # blocks
+    void* raw                   # OUT (n_rows, n_out); NULL: not wanted
+    double* parts               # OUT (blocks, 2 + n_scores), or of moments (blocks, 2, stride)
+    double* totals              # OUT weight of each block
+    const double* origin        # IN  (stride,) moments are taken relative to it
+    Py_ssize_t layer            # in front of which moments are taken
+    # What came of it.
     int n_workers               # OUT
     double seconds_worked       # OUT by all workers of a team together
 
@@ -534,41 +552,12 @@ cdef void take_gradient(const Worker* me, const Plan* plan, Call* call, const fl
         call.sums[1] += call.n_rows
 
 
-cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, bint is_double) noexcept nogil:
-    """What each worker of a team does."""
-    cdef Worker me
-    cdef unsigned long long mode = flush_denormals()
-    cdef long long start = clock() if size > 1 else 0
-    if number == 0:
-        call.n_workers = size
-    me.team = team
-    me.number = number
-    me.size = size
-    me.room = plan.rooms + number * plan.room_size
-    if is_double and call.optimizer != NULL:
-        train_batches(&me, plan, call, <double*> call.params)
-    elif is_double:
-        take_gradient(&me, plan, call, <const double*> call.params)
-    elif call.optimizer != NULL:
-        train_batches(&me, plan, call, <float*> call.params)
-    else:
-        take_gradient(&me, plan, call, <const float*> call.params)
-    restore_mode(mode)
-    if size > 1:
-        report(team, clock() - start)
-
-
-cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_double) noexcept nogil:
-    """Let a team do it; return whether a signal handler raised."""
-    cdef Team team
-    memset(&team, 0, sizeof(Team))
-    if threads == 1:
-        work(&team, plan, call, 0, 1, is_double)
-    else:
-        with parallel(num_threads=threads):
-            work(&team, plan, call, threadid(), workers_here(), is_double)
-    call.seconds_worked = 1e-9 * team.worked
-    return team.wants_to_stop
+cdef inline Worker by_itself(const Worker* me) noexcept nogil:
+    """The same worker, meeting nobody."""
+    cdef Worker alone = me[0]
+    alone.team = NULL
+    alone.size = 1
+    return alone
 
 
 cdef floating* forward_eval(
@@ -616,113 +605,117 @@ cdef floating* forward_eval(
     return here
 
 
-cdef inline Worker alone(const Plan* plan, int number) noexcept nogil:
-    """A worker that meets nobody."""
-    cdef Worker me
-    me.team = NULL
-    me.number = 0
-    me.size = 1
-    me.room = plan.rooms + number * plan.room_size
-    return me
-
-
-cdef void predict_block(
-    const Worker* me, const Plan* plan, const floating* params, floating* work,
-    floating* raw, double* sums,
-    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows,
-    Py_ssize_t n_rows, Py_ssize_t block,
-) noexcept nogil:
-    """Send one block of rows through the network; copy its raw outputs and/or take its loss and scores."""
+cdef void predict_blocks(const Worker* me, const Plan* plan, Call* call, const floating* params) noexcept nogil:
+    """Send blocks of rows through the network, each by one worker; copy raw outputs and/or take losses and scores."""
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
-    cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
-    cdef Py_ssize_t i
-    cdef unsigned long long mode = flush_denormals()
+    cdef floating* here = <floating*> call.work + me.number * call.work_size
+    cdef floating* raw = <floating*> call.raw
+    cdef Py_ssize_t block = call.first + first_tile(me), first, size, i
     cdef double room[EVAL_ROWS]
-    cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
+    cdef const double* weights
+    cdef double* sums
     cdef floating* out
-    out = forward_eval(
-        me, plan, params, work, work + min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest,
-        X, rows, block_weights, first, size, plan.n_layers
-    )
-    if raw != NULL:
-        for i in range(size):
-            memcpy(raw + (first + i) * last.n_out, out + i * last.out_stride, last.n_out * sizeof(floating))
-    if sums != NULL:
-        sums += block * (2 + plan.n_scores)
-        memset(sums, 0, (2 + plan.n_scores) * sizeof(double))
-        sums[0] = loss_and_delta(
-            plan, <const floating*> out, <floating*> NULL, sums + 2, targets, block_weights, rows + first, size, 0.0
+    cdef Worker alone = by_itself(me)
+    while block < call.stop:
+        first = block * EVAL_ROWS
+        size = min(<Py_ssize_t> EVAL_ROWS, call.n_rows - first)
+        weights = gather_weights(room, call.weights, call.rows, first, size)
+        out = forward_eval(
+            &alone, plan, params, here, here + call.work_size // 2, call.X, call.rows, weights, first, size,
+            plan.n_layers,
         )
-        sums[1] = total_weight(block_weights, size)
-    restore_mode(mode)
+        if raw != NULL:
+            for i in range(size):
+                memcpy(raw + (first + i) * last.n_out, out + i * last.out_stride, last.n_out * sizeof(floating))
+        if call.parts != NULL:
+            sums = call.parts + block * (2 + plan.n_scores)
+            memset(sums, 0, (2 + plan.n_scores) * sizeof(double))
+            sums[0] = loss_and_delta(
+                plan, <const floating*> out, <floating*> NULL, sums + 2, <const floating*> call.targets, weights,
+                call.rows + first, size, 0.0,
+            )
+            sums[1] = total_weight(weights, size)
+        block = call.first + next_tile(me, block - call.first)
+    meet(me)
 
 
-cdef void predict_blocks(
-    const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size,
-    floating* raw, double* sums,
-    const Rows* X, const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows,
-    Py_ssize_t first, Py_ssize_t stop, int threads,
-) noexcept nogil:
-    """Blocks first to stop, shared out over threads; every block's bits are its own."""
-    cdef Py_ssize_t block
-    cdef Worker me
-    for block in prange(first, stop, num_threads=threads, schedule="dynamic"):
-        me = alone(plan, threadid())
-        predict_block(
-            &me, plan, params, work + threadid() * work_size, raw, sums, X, targets, weights, rows, n_rows, block
-        )
-
-
-cdef double block_moments(
-    const Worker* me, const Plan* plan, const floating* params, floating* work,
-    double* mean, double* square,       # OUT (stride,) of the layer
-    const double* origin,               # IN  (stride,)
-    const Rows* X, const double* weights, const Py_ssize_t* rows,
-    Py_ssize_t n_rows, Py_ssize_t block, Py_ssize_t index,
-) noexcept nogil:
-    """Moments of what enters batch norm `index`, over one block of rows: mean - origin, squared deviations.
-
-    Returns the weight of the block, which is not 0.
-    """
-    cdef Py_ssize_t first = block * EVAL_ROWS, size = min(<Py_ssize_t> EVAL_ROWS, n_rows - block * EVAL_ROWS)
-    cdef Py_ssize_t stride = plan.layers[index].in_stride, start, columns, j
+cdef void moments_of_blocks(const Worker* me, const Plan* plan, Call* call, const floating* params) noexcept nogil:
+    """Moments of what enters a batch norm: mean - origin, squared deviations and weight of blocks, which have some."""
+    cdef Py_ssize_t stride = plan.layers[call.layer].in_stride, block = call.first + first_tile(me)
+    cdef Py_ssize_t first, size, start, columns, j
+    cdef floating* here = <floating*> call.work + me.number * call.work_size
     cdef double correction[TILE]
     cdef double sums[TILE]
     cdef double room[EVAL_ROWS]
-    cdef const double* block_weights = gather_weights(room, weights, rows, first, size)
-    cdef double total = total_weight(block_weights, size)
-    cdef unsigned long long mode = flush_denormals()
+    cdef double total
+    cdef double* mean
+    cdef const double* weights
     cdef floating* out
-    out = forward_eval(
-        me, plan, params, work, work + EVAL_ROWS * plan.widest, X, rows, block_weights, first, size, index
-    )
-    for start in range(0, stride, 64):  # TILE
-        columns = min(<Py_ssize_t> TILE, stride - start)
-        tile_moments(
-            mean + start, correction, square + start, <const floating*> out + start,
-            block_weights, 1 / total, sums, size, columns, stride, IN_ORDER,
+    cdef Worker alone = by_itself(me)
+    while block < call.stop:
+        first = block * EVAL_ROWS
+        size = min(<Py_ssize_t> EVAL_ROWS, call.n_rows - first)
+        weights = gather_weights(room, call.weights, call.rows, first, size)
+        total = total_weight(weights, size)
+        out = forward_eval(
+            &alone, plan, params, here, here + call.work_size // 2, call.X, call.rows, weights, first, size, call.layer,
         )
-        for j in range(columns):
-            mean[start + j] = (mean[start + j] - origin[start + j]) + correction[j]
-    restore_mode(mode)
-    return total
+        mean = call.parts + 2 * (block - call.first) * stride
+        for start in range(0, stride, 64):  # TILE
+            columns = min(<Py_ssize_t> TILE, stride - start)
+            tile_moments(
+                mean + start, correction, mean + stride + start, <const floating*> out + start,
+                weights, 1 / total, sums, size, columns, stride, IN_ORDER,
+            )
+            for j in range(start, start + columns):
+                mean[j] = (mean[j] - call.origin[j]) + correction[j - start]
+        call.totals[block - call.first] = total
+        block = call.first + next_tile(me, block - call.first)
+    meet(me)
 
 
-cdef void group_moments(
-    const Plan* plan, const floating* params, floating* work, Py_ssize_t work_size, double* parts, double* totals,
-    const double* origin, const Rows* X, const double* weights, const Py_ssize_t* rows,
-    Py_ssize_t n_rows, Py_ssize_t index, int threads,
-) noexcept nogil:
-    """Moments and weight of every block of a group of rows, shared out over threads."""
-    cdef Py_ssize_t stride = plan.layers[index].in_stride, block, n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
+cdef void work(Team* team, const Plan* plan, Call* call, int number, int size, bint is_double) noexcept nogil:
+    """What each worker of a team does."""
     cdef Worker me
-    for block in prange(n_blocks, num_threads=threads, schedule="dynamic"):
-        me = alone(plan, threadid())
-        totals[block] = block_moments(
-            &me, plan, params, work + threadid() * work_size,
-            parts + 2 * block * stride, parts + (2 * block + 1) * stride, origin,
-            X, weights, rows, n_rows, block, index,
-        )
+    cdef unsigned long long mode = flush_denormals()
+    cdef long long start = clock() if size > 1 else 0
+    if number == 0:
+        call.n_workers = size
+    me.team = team
+    me.number = number
+    me.size = size
+    me.room = plan.rooms + number * plan.room_size
+    if is_double:
+        do_task(&me, plan, call, <double*> call.params)
+    else:
+        do_task(&me, plan, call, <float*> call.params)
+    restore_mode(mode)
+    if size > 1:
+        report(team, clock() - start)
+
+
+cdef inline void do_task(const Worker* me, const Plan* plan, Call* call, floating* params) noexcept nogil:
+    if call.task == TRAIN:
+        train_batches(me, plan, call, params)
+    elif call.task == DIFFERENTIATE:
+        take_gradient(me, plan, call, <const floating*> params)
+    elif call.task == PREDICT:
+        predict_blocks(me, plan, call, <const floating*> params)
+    else:
+        moments_of_blocks(me, plan, call, <const floating*> params)
+
+
+cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_double) noexcept nogil:
+    """Let a team do it; return whether a signal handler raised."""
+    cdef Team team
+    memset(&team, 0, sizeof(Team))
+    if threads == 1:
+        work(&team, plan, call, 0, 1, is_double)
+    else:
+        with parallel(num_threads=threads):
+            work(&team, plan, call, threadid(), workers_here(), is_double)
+    call.seconds_worked = 1e-9 * team.worked
+    return team.wants_to_stop
 
 
 cdef void* address(object array, char kind, Py_ssize_t size, bint writable) except NULL:
@@ -818,7 +811,7 @@ cdef class CPUExecutor:
     cdef bint is_double, lacks_input
     cdef int n_entered
     cdef readonly int n_workers
-    cdef double seconds_per_row
+    cdef double seconds_per_row, seconds_per_work
     cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs
     cdef void* params
@@ -880,6 +873,7 @@ cdef class CPUExecutor:
         self.pace = Pace()
         # Until there is a measurement: a step costs 6 multiplications and additions a parameter and row, and some overhead.
         self.seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
+        self.seconds_per_work = 2e-10
         plan.rows_per_call = max(1, int(SECONDS_PER_CALL / self.seconds_per_row))
 
     def __enter__(self):
@@ -980,7 +974,7 @@ cdef class CPUExecutor:
         with nogil:
             is_stopped = work_together(plan, call, threads, self.is_double)
         seconds = perf_counter() - start
-        n_done = max(1, call.position - first if call.optimizer != NULL else call.n_rows)
+        n_done = max(1, call.position - first if call.task == TRAIN else call.n_rows)
         self.seconds_per_row = seconds / n_done
         self.n_workers = call.n_workers
         if self.threads is None and (threads > 1 or self.pace.is_trial):
@@ -1003,6 +997,7 @@ cdef class CPUExecutor:
         call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
         call.position = start
         call.n_batches = max(1, <Py_ssize_t> (SECONDS_PER_CALL / (plan.batch_size * self.seconds_per_row + 1e-6)))
+        call.task = TRAIN
         call.optimizer = <OptimizerRecord*> address(optimizer, b"T", 1, True)
         call.memory = address(memory, self.kind, optimizer_vectors(call.optimizer.kind) * plan.n_params, True)
         call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
@@ -1024,6 +1019,7 @@ cdef class CPUExecutor:
         memset(&call, 0, sizeof(Call))
         call.n_rows = rows.shape[0]
         call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
+        call.task = DIFFERENTIATE
         call.grads = address(grads, self.kind, plan.n_params, True)
         call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
         call.step = step
@@ -1041,131 +1037,126 @@ cdef class CPUExecutor:
             work -= (first.n_in - <double> X.nnz / max(1, X.shape[0])) * first.out_stride + first.in_stride
         return work
 
-    cdef Py_ssize_t blocks_per_call(self, X):
-        """Blocks of rows that one call may take: it ends within about SECONDS_PER_CALL."""
-        cdef double seconds_per_block = 2.0 * EVAL_ROWS * self.work_of_row(X) / 1e10
-        return max(1, min(<Py_ssize_t> GROUP, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
-
-    cdef int threads_for(self, X, Py_ssize_t n_rows):
-        """One thread where a parallel region would cost more than it saves."""
-        n_blocks = min((n_rows + EVAL_ROWS - 1) // EVAL_ROWS, self.blocks_per_call(X))
-        work = n_rows * self.work_of_row(X)
-        return 1 if n_blocks == 1 or work < PARALLEL_WORK else min(n_threads(), n_blocks)
-
-    cdef run_blocks(self, X, targets, weights, rows, Py_ssize_t n_rows, raw, parts):
+    cdef run_blocks(self, Call* call, double work_of_row, most=None):
+        """Let a team go on with a call's blocks, up to `most` of them, for about SECONDS_PER_CALL."""
         cdef Plan* plan = &self.plan
-        cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef const Py_ssize_t* index = NULL
-        cdef const double* w = weights_of(weights, X.shape[0])
-        cdef double* sums = NULL
-        cdef void* y = NULL
-        cdef void* out = NULL
-        cdef void* work
-        cdef int threads = self.threads_for(X, n_rows)
-        cdef Py_ssize_t work_size = 2 * min(<Py_ssize_t> EVAL_ROWS, n_rows) * plan.widest, first, stop
-        cdef Py_ssize_t n_blocks = (n_rows + EVAL_ROWS - 1) // EVAL_ROWS
-        plan.use_population = self.network.use_population
+        cdef int threads
+        cdef Py_ssize_t n_blocks = count_tiles(call.n_rows, EVAL_ROWS)
+        cdef double seconds_per_block = self.seconds_per_work * EVAL_ROWS * work_of_row
+        call.first = call.stop
+        call.stop = min(n_blocks, call.first + max(1, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
+        if most is not None:
+            call.stop = min(call.stop, call.first + <Py_ssize_t> most)
+        threads = min(call.most_workers, self.workers_for_blocks(call.n_rows * work_of_row, n_blocks))
+        start = perf_counter()
+        with nogil:
+            work_together(plan, call, threads, self.is_double)
+        seconds = perf_counter() - start
+        work = (call.stop - call.first) * EVAL_ROWS * work_of_row
+        self.seconds_per_work = seconds / work
+        self.n_workers = call.n_workers
+        if self.threads is None and (threads > 1 or _inference_pace.is_trial):
+            _inference_pace.saw(threads, seconds / work, call.seconds_worked / (threads * seconds))
+
+    cdef int workers_for_blocks(self, double work, Py_ssize_t n_blocks):
+        """How many threads so much work is worth, if there are blocks enough; a core does 10 operations a nanosecond."""
+        if not SKBN_HAS_TEAMS or n_blocks == 1:
+            return 1
+        if self.threads is not None:
+            return self.threads
+        return min(_inference_pace.threads(team_size(1e-10 * work)), n_blocks)
+
+    cdef prepare(self, Call* call, X, const Rows* source, weights, rows, Py_ssize_t n_rows):
+        """Describe the rows of a call, and give each worker its memory, which lives as long as what is returned."""
+        cdef int threads = self.workers_for_blocks(n_rows * self.work_of_row(X), count_tiles(n_rows, EVAL_ROWS))
+        call.X = source
+        call.n_rows = n_rows
+        call.weights = weights_of(weights, X.shape[0])
         if rows is not None:
-            index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
+            call.rows = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
+        call.params = self.params
+        call.most_workers = threads
+        call.work_size = 2 * min(<Py_ssize_t> EVAL_ROWS, n_rows) * self.plan.widest
+        buffers = aligned_zeros(threads * call.work_size, self.dtype)
+        call.work = address(buffers, self.kind, 0, True)
+        # One row needs no room, and this is much of its time.
+        return buffers, self.new_rooms(threads if n_rows >= ROWS_THAT_PACK else 0)
+
+    cdef infer(self, X, targets, weights, rows, Py_ssize_t n_rows, raw, parts):
+        """Raw outputs and/or losses and scores of rows, block by block."""
+        cdef Rows source = rows_of(X, self.kind, self.n_features)
+        cdef double work = self.work_of_row(X)
+        cdef Py_ssize_t n_blocks = count_tiles(n_rows, EVAL_ROWS)
+        cdef Call call
+        memset(&call, 0, sizeof(Call))
+        call.task = PREDICT
+        owners = self.prepare(&call, X, &source, weights, rows, n_rows)
+        self.plan.use_population = self.network.use_population
         if raw is not None:
-            out = address(raw, self.kind, n_rows * self.n_outputs, True)
+            call.raw = address(raw, self.kind, n_rows * self.n_outputs, True)
         if parts is not None:
-            y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
-            sums = <double*> address(parts, b"d", 0, True)
-        buffers = aligned_zeros(threads * work_size, self.dtype)
-        rooms = self.new_rooms(threads if n_rows >= ROWS_THAT_PACK else 0)
-        work = address(buffers, self.kind, 0, True)
-        for first in range(0, n_blocks, self.blocks_per_call(X)):  # Ctrl-C works between calls
-            stop = min(first + self.blocks_per_call(X), n_blocks)
-            with nogil:
-                if self.is_double:
-                    predict_blocks(
-                        plan, <double*> self.params, <double*> work, work_size, <double*> out, sums,
-                        &source, <double*> y, w, index, n_rows, first, stop, threads,
-                    )
-                else:
-                    predict_blocks(
-                        plan, <float*> self.params, <float*> work, work_size, <float*> out, sums,
-                        &source, <float*> y, w, index, n_rows, first, stop, threads,
-                    )
+            call.targets = address(targets, self.kind, X.shape[0] * self.plan.target_size, False)
+            call.parts = <double*> address(parts, b"d", 0, True)
+        while call.stop < n_blocks:  # Ctrl-C works between calls
+            self.run_blocks(&call, work)
 
     def predict(self, X):
         """Return the raw outputs."""
         raw = np.empty((X.shape[0], self.n_outputs), dtype=self.dtype)
-        self.run_blocks(X, None, None, None, X.shape[0], raw, None)
+        self.infer(X, None, None, None, X.shape[0], raw, None)
         return raw
 
     def evaluate(self, X, targets, weights, rows):
         """Return the weighted sum of the rows' losses, without penalty, the weight of all rows, and the scores."""
         self.check_loss()
         n_rows = rows.shape[0]
-        parts = np.empty(((n_rows + EVAL_ROWS - 1) // EVAL_ROWS, 2 + self.plan.n_scores))
-        self.run_blocks(X, targets, weights, rows, n_rows, None, parts)
+        parts = np.empty((count_tiles(n_rows, EVAL_ROWS), 2 + self.plan.n_scores))
+        self.infer(X, targets, weights, rows, n_rows, None, parts)
         return parts.sum(axis=0)
 
     def update_population_statistics(self, X, weights, rows):
         """Measure every batch norm over all rows, each behind the final statistics of those before."""
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        if weights is not None:
-            rows = rows[weights[rows] > 0]  # so every block has weight
-        cdef const double* w = weights_of(weights, X.shape[0])
-        cdef Py_ssize_t n_rows = rows.shape[0], done, size, stride, rows_per_call = EVAL_ROWS * self.blocks_per_call(X)
-        cdef const Py_ssize_t* index = <const Py_ssize_t*> address(rows, INTP, n_rows, False)
-        cdef int threads = self.threads_for(X, n_rows), layer
-        cdef Py_ssize_t work_size = 2 * EVAL_ROWS * plan.widest
+        cdef double work = self.work_of_row(X)
+        cdef Py_ssize_t stride, n_blocks, layer
         cdef double* mean
         cdef double* square
         cdef double* origin
-        cdef double* moments
         cdef double block_totals[GROUP]
         cdef double seen
-        cdef void* work
-        buffers = aligned_zeros(threads * work_size, self.dtype)
-        parts = aligned_zeros(2 * GROUP * plan.widest, np.float64)
+        cdef Call call
+        if weights is not None:
+            rows = rows[weights[rows] > 0]  # so every block has weight
+        memset(&call, 0, sizeof(Call))
+        call.task = TAKE_MOMENTS
+        n_blocks = count_tiles(rows.shape[0], EVAL_ROWS)
+        owners = self.prepare(&call, X, &source, weights, rows, rows.shape[0])
+        parts = aligned_zeros(2 * min(<Py_ssize_t> GROUP, n_blocks) * plan.widest, np.float64)
         totals = aligned_zeros(3 * plan.widest, np.float64)
-        rooms = self.new_rooms(threads)
-        cdef Worker me = alone(plan, 0)
-        work = address(buffers, self.kind, 0, True)
-        moments = <double*> address(parts, b"d", 0, True)
         mean = <double*> address(totals, b"d", 0, True)
+        call.parts = <double*> address(parts, b"d", 0, True)
+        call.totals = block_totals
         self.network.use_population = True
         plan.use_population = True
         for layer in self.network.batch_norm_indices:
+            call.layer = layer
             stride = plan.layers[layer].out_stride
             square = mean + stride
             origin = square + stride
+            call.origin = origin
             totals[:] = 0
             # The mean of the first block is near all others, so that differences keep their digits.
-            if self.is_double:
-                block_moments(
-                    &me, plan, <double*> self.params, <double*> work, moments, moments + stride, origin,
-                    &source, w, index, n_rows, 0, layer,
-                )
-            else:
-                block_moments(
-                    &me, plan, <float*> self.params, <float*> work, moments, moments + stride, origin,
-                    &source, w, index, n_rows, 0, layer,
-                )
+            call.stop = 0
+            self.run_blocks(&call, work, 1)
             totals[2 * stride : 3 * stride] = parts[:stride]
             seen = 0
-            for done in range(0, n_rows, rows_per_call):  # Ctrl-C works between calls
-                size = min(rows_per_call, n_rows - done)
-                with nogil:
-                    if self.is_double:
-                        group_moments(
-                            plan, <double*> self.params, <double*> work, work_size, moments, block_totals,
-                            origin, &source, w, index + done, size, layer, threads,
-                        )
-                    else:
-                        group_moments(
-                            plan, <float*> self.params, <float*> work, work_size, moments, block_totals,
-                            origin, &source, w, index + done, size, layer, threads,
-                        )
-                    seen = merge_moments(
-                        mean, square, moments, block_totals, seen, (size + EVAL_ROWS - 1) // EVAL_ROWS,
-                        stride, 2 * stride, stride, 1,
-                    )
+            call.stop = 0
+            while call.stop < n_blocks:  # Ctrl-C works between calls
+                self.run_blocks(&call, work, GROUP)
+                seen = merge_moments(
+                    mean, square, call.parts, block_totals, seen, call.stop - call.first, stride, 2 * stride, stride, 1
+                )
             totals[:stride] += totals[2 * stride : 3 * stride]
             totals[stride : 2 * stride] /= seen
             start = plan.layers[layer].state + SKBN_POPULATION_MEAN * stride
