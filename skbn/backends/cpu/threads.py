@@ -83,7 +83,7 @@ class Pace:
     """
 
     WORKED = 0.85  # share of the time for which workers had a core, below which that is suspected
-    RECENT = 0.2  # weight of the last call in the averages
+    RECENT = 0.1  # weight of the last call in the averages
     PATIENCE = 0.25, 4.0  # seconds until the choice is questioned again: at first, at most
 
     def __init__(self, clock=time.monotonic):
@@ -92,17 +92,14 @@ class Pace:
         self._patience = self.PATIENCE[0]
         self._settled = 0.0  # until when the choice is not questioned
         self._is_alone = False
-        self._forget()
-
-    def _forget(self):
         self._seconds = None  # of a row, by the team
         self._worked = 1.0
 
     def threads(self, wanted):
         """Return how many threads the next call takes."""
         if self._is_alone and self._clock() >= self._settled:
-            self._is_alone = False
-            self._forget()
+            self._is_alone, self._seconds = False, None
+            self._worked = self.WORKED  # one bad call, and it is suspected again
         return 1 if self._is_alone or self.is_trial else wanted
 
     def saw(self, threads, seconds, worked):
