@@ -603,13 +603,16 @@ cdef inline Py_ssize_t batch_stop(
 cdef inline void normalize_columns(
     floating* y,                # OUT (n_rows, columns) by stride
     double* saved,              # OUT (3, columns) by stride: mean in two parts, 1 / sqrt(var + epsilon)
-    double* mean, double* var,  # OUT (columns,): of the batch
+    double* statistics,         # OUT (2, columns) by TILE: mean and variance of the batch
     const floating* x,          # IN  (n_rows, columns) by stride, whole lines
     const double* weights, double share,        # IN  (n_rows,); NULL: ones; 1 / their sum
     const floating* gamma, const floating* beta,        # IN (columns,); NULL: ones, zeros
     Py_ssize_t n_rows, Py_ssize_t columns, Py_ssize_t stride, double epsilon, bint rectify,
 ) noexcept nogil:
     """Normalize up to TILE columns with the statistics of the rows."""
+    # Arrays of its own: the compiler knows that they are not each other's.
+    cdef double mean[TILE]
+    cdef double var[TILE]
     cdef double sums[TILE]
     cdef double correction[TILE]
     cdef double inv_std[TILE]
@@ -630,7 +633,8 @@ cdef inline void normalize_columns(
         saved[j] = factors[HIGH * TILE + j]
         saved[stride + j] = factors[LOW * TILE + j]
         saved[2 * stride + j] = inv_std[j]
-        mean[j] = mean[j] + correction[j]
+        statistics[j] = mean[j] + correction[j]
+        statistics[TILE + j] = var[j]
     normalize_tile(
         y, x, <const floating*> factors, TILE, n_rows, columns, stride, stride, rectify, DOWN_THE_LINES
     )
@@ -638,7 +642,7 @@ cdef inline void normalize_columns(
 
 cdef inline void update_moving_statistics(
     double* moving,             # IN/OUT some columns of the layer's block of the state vector, by stride
-    const double* mean, const double* var,      # IN  (columns,): of a batch
+    const double* statistics,   # IN  (2, columns) by TILE: mean and variance of a batch
     Py_ssize_t columns, Py_ssize_t stride,
     double n_batches,           # with this one
     double momentum,
@@ -654,8 +658,8 @@ cdef inline void update_moving_statistics(
     cdef Py_ssize_t j
     for j in range(columns):
         # In this form the first batch, whose share is 1, is taken to the last bit.
-        moving_mean[j] = (1 - share) * moving_mean[j] + share * mean[j]
-        moving_var[j] = (1 - share) * moving_var[j] + share * var[j]
+        moving_mean[j] = (1 - share) * moving_mean[j] + share * statistics[j]
+        moving_var[j] = (1 - share) * moving_var[j] + share * statistics[TILE + j]
 
 
 cdef inline void batch_norm_forward(
@@ -673,8 +677,7 @@ cdef inline void batch_norm_forward(
 
     Tiles are columns: their statistics and what averages them are nobody else's.
     """
-    cdef double mean[TILE]
-    cdef double var[TILE]
+    cdef double statistics[2 * TILE]
     cdef double weight, n_batches = 0
     cdef Py_ssize_t column, columns, start, stop, tile = first_tile(me), most = fair_share(me, stride, 16, 16, TILE)
     cdef double* saved_here
@@ -688,7 +691,7 @@ cdef inline void batch_norm_forward(
             stop = batch_stop(start, n_rows, virtual_batch_size, 2)
             weight = total_weight(weights + start if weights != NULL else NULL, stop - start)
             normalize_columns(
-                y + start * stride + column, saved_here, mean, var, x + start * stride + column,
+                y + start * stride + column, saved_here, statistics, x + start * stride + column,
                 weights + start if weights != NULL else NULL, 1 / weight if weight > 0 else 0,
                 gamma + column if gamma != NULL else NULL, beta + column if beta != NULL else NULL,
                 stop - start, columns, stride, epsilon, activation == SKBN_RELU,
@@ -696,7 +699,7 @@ cdef inline void batch_norm_forward(
             if weight > 0:
                 n_batches += 1
                 if moving != NULL:
-                    update_moving_statistics(moving + column, mean, var, columns, stride, n_batches, momentum)
+                    update_moving_statistics(moving + column, statistics, columns, stride, n_batches, momentum)
             saved_here += 3 * stride
             start = stop
         if activation != SKBN_RELU and activation != SKBN_IDENTITY:
