@@ -25,12 +25,12 @@ from skbn.backends.cpu.lines cimport (
 )
 from skbn.backends.cpu.products cimport (
     ROWS,
+    SKBN_PANEL,
     count_tiles,
     dot,
     multiply_tile,
     multiply_transposed_one,
     outer_product,
-    panel,
     rows_of_product,
 )
 from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile, rows_of_tile
@@ -186,12 +186,12 @@ cdef inline void dense_forward(
     Py_ssize_t in_stride, Py_ssize_t out_stride,
     int activation,
 ) noexcept nogil:
-    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), rows = rows_of_product(me, n_rows, n_panels, 32)
+    cdef Py_ssize_t n_panels = count_tiles(out_stride, SKBN_PANEL), rows = rows_of_product(me, n_rows, n_panels, 32)
     cdef Py_ssize_t tile = first_tile(me), row, column, columns
     while tile < n_panels * count_tiles(n_rows, rows):
         row = tile // n_panels * rows
-        column = tile % n_panels * panel(x)
-        columns = min(panel(x), out_stride - column)
+        column = tile % n_panels * SKBN_PANEL
+        columns = min(<Py_ssize_t> SKBN_PANEL, out_stride - column)
         dense_forward_tile(
             y + row * out_stride + column, x + row * in_stride, weight + column, bias + column, <floating*> me.room,
             min(rows, n_rows - row), n_in, min(columns, n_out - column), columns,
@@ -315,14 +315,14 @@ cdef inline void input_gradient_tile(
         )
 
 
-cdef inline Py_ssize_t inputs_of_tile(const floating* x, Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
+cdef inline Py_ssize_t inputs_of_tile(Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
     """Rows of a tile of a weight matrix: some sixteen tiles, not too small. Fixed, since each sums its squares."""
-    cdef Py_ssize_t part = n_in * count_tiles(out_stride, panel(x)) // 16
+    cdef Py_ssize_t part = n_in * count_tiles(out_stride, SKBN_PANEL) // 16
     return n_in if out_stride == 1 else max(<Py_ssize_t> 64, min(<Py_ssize_t> ROWS, (part + 31) // 32 * 32))
 
 
-cdef inline Py_ssize_t count_gradient_tiles(const floating* x, Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
-    return count_tiles(n_in, inputs_of_tile(x, n_in, out_stride)) * count_tiles(out_stride, panel(x))
+cdef inline Py_ssize_t count_gradient_tiles(Py_ssize_t n_in, Py_ssize_t out_stride) noexcept nogil:
+    return count_tiles(n_in, inputs_of_tile(n_in, out_stride)) * count_tiles(out_stride, SKBN_PANEL)
 
 
 cdef inline void dense_input_gradient(
@@ -330,9 +330,9 @@ cdef inline void dense_input_gradient(
     Py_ssize_t n_rows, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t in_stride, Py_ssize_t out_stride,
 ) noexcept nogil:
     """One tile of dx = dz @ weight.T."""
-    cdef Py_ssize_t n_panels = count_tiles(in_stride, panel(dx))
+    cdef Py_ssize_t n_panels = count_tiles(in_stride, SKBN_PANEL)
     cdef Py_ssize_t rows = rows_of_product(me, n_rows, n_panels, 128), row = tile // n_panels * rows
-    cdef Py_ssize_t column = tile % n_panels * panel(dx), columns = min(panel(dx), in_stride - column)
+    cdef Py_ssize_t column = tile % n_panels * SKBN_PANEL, columns = min(<Py_ssize_t> SKBN_PANEL, in_stride - column)
     input_gradient_tile(
         dx + row * in_stride + column, dz + row * out_stride, weight + column * out_stride, <floating*> me.room,
         min(rows, n_rows - row), n_in, min(columns, n_in - column), columns, n_out,
@@ -372,9 +372,9 @@ cdef inline void dense_backward(
     Py_ssize_t in_stride, Py_ssize_t out_stride,
     int activation,
 ) noexcept nogil:
-    cdef Py_ssize_t n_panels = count_tiles(out_stride, panel(x)), n_in_panels = count_tiles(in_stride, panel(x))
-    cdef Py_ssize_t n_gradient_tiles = count_gradient_tiles(x, n_in, out_stride)
-    cdef Py_ssize_t n_tiles = n_gradient_tiles, n_inputs = inputs_of_tile(x, n_in, out_stride)
+    cdef Py_ssize_t n_panels = count_tiles(out_stride, SKBN_PANEL), n_in_panels = count_tiles(in_stride, SKBN_PANEL)
+    cdef Py_ssize_t n_gradient_tiles = count_gradient_tiles(n_in, out_stride)
+    cdef Py_ssize_t n_tiles = n_gradient_tiles, n_inputs = inputs_of_tile(n_in, out_stride)
     cdef Py_ssize_t n_dx_tiles = n_in_panels * count_tiles(n_rows, rows_of_product(me, n_rows, n_in_panels, 128))
     cdef Py_ssize_t tile, row, column, columns, rows
     cdef bint few = n_in <= FEW and out_stride > 1
@@ -386,9 +386,9 @@ cdef inline void dense_backward(
     while tile < n_tiles:
         if tile < n_gradient_tiles:
             row = tile // n_panels * n_inputs
-            column = tile % n_panels * panel(x)
+            column = tile % n_panels * SKBN_PANEL
             rows = min(n_inputs, n_in - row)
-            columns = min(panel(x), out_stride - column)
+            columns = min(<Py_ssize_t> SKBN_PANEL, out_stride - column)
             gradient_tile(
                 dweight + row * out_stride + column, dbias + column if dbias != NULL and row == 0 else NULL,
                 dy + column, y + column, x + row, <floating*> me.room, n_rows, n_in, rows,

@@ -64,7 +64,6 @@ from skbn.backends.cpu.products cimport (
     SKBN_HAS_PRODUCTS,
     SKBN_PANEL,
     count_tiles,
-    panel,
 )
 from skbn.backends.cpu.rows cimport (
     Rows,
@@ -201,9 +200,9 @@ cdef void compressed_backward(
     cdef Py_ssize_t tile, column, columns
     dense_activation_backward(me, dy, y, layer.activation, n_rows, layer.out_stride)
     tile = first_tile(me)
-    while tile < count_tiles(layer.out_stride, panel(dy)):
-        column = tile * panel(dy)
-        columns = min(panel(dy), layer.out_stride - column)
+    while tile < count_tiles(layer.out_stride, SKBN_PANEL):
+        column = tile * SKBN_PANEL
+        columns = min(<Py_ssize_t> SKBN_PANEL, layer.out_stride - column)
         compressed_dense_backward(
             dweight + column, dbias + column if dbias != NULL else NULL, <const floating*> dy + column,
             X, rows, weights, n_rows, columns, layer.out_stride,
@@ -341,13 +340,13 @@ cdef double backward(
                     me, dweight, dbias, plan.squares + n_tiles, dy, y, X, rows, weights, weight, penalty,
                     n_rows, layer,
                 )
-                n_tiles += count_tiles(layer.out_stride, panel(dy))
+                n_tiles += count_tiles(layer.out_stride, SKBN_PANEL)
             else:
                 dense_backward(
                     me, dx, dweight, dbias, plan.squares + n_tiles, dy, y, x, weight, penalty,
                     n_rows, layer.n_in, layer.n_out, layer.in_stride, layer.out_stride, layer.activation,
                 )
-                n_tiles += count_gradient_tiles(dy, layer.n_in, layer.out_stride)
+                n_tiles += count_gradient_tiles(layer.n_in, layer.out_stride)
         elif layer.kind == SKBN_BATCH_NORM:
             batch_norm_backward(
                 me, dx, dweight, dbias, dy, y, x, weights, weight, plan.saved + layer.saved * plan.n_virtual,
@@ -857,7 +856,7 @@ cdef class CPUExecutor:
             deepest = max(deepest, layers[index].n_in, layers[index].n_out)
             if layers[index].virtual_batch_size:
                 plan.n_virtual = max(plan.n_virtual, plan.capacity // layers[index].virtual_batch_size + 1)
-        plan.room_size = min(<Py_ssize_t> DEPTH, deepest) * SKBN_PANEL
+        plan.room_size = min(<Py_ssize_t> DEPTH, deepest) * SKBN_PANEL * self.dtype.itemsize
         plan.loss = 0 if loss_kind is None else loss_kind
         n_out = layers[plan.n_layers - 1].n_out
         plan.n_scores = 1 if loss_kind in (SKBN_BINARY_LOG_LOSS, SKBN_CATEGORICAL_LOG_LOSS) else n_out
@@ -912,9 +911,7 @@ cdef class CPUExecutor:
         self.lacks_input = compressed
         for index in range(plan.n_layers):
             if plan.layers[index].kind == SKBN_DENSE:
-                n_tiles += count_gradient_tiles(
-                    <const double*> NULL, plan.layers[index].n_in, plan.layers[index].out_stride
-                )
+                n_tiles += count_gradient_tiles(plan.layers[index].n_in, plan.layers[index].out_stride)
         activations = aligned_zeros(size - (input_size if compressed else 0), self.dtype)
         deltas = aligned_zeros(size - input_size, self.dtype)
         grads = aligned_zeros(plan.n_params, self.dtype)

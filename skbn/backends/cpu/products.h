@@ -12,11 +12,11 @@
 
 /* A second factor up to SKBN_SMALL_FACTOR bytes is read as it lies: measured with 32 and 256 rows, 50 to 512 columns. */
 #if defined(__GNUC__) && defined(__AVX512F__)
-enum { SKBN_HAS_PRODUCTS = 1, SKBN_SMALL_FACTOR = 256 * 1024, SKBN_PANEL = 256 };
+enum { SKBN_HAS_PRODUCTS = 1, SKBN_SMALL_FACTOR = 256 * 1024, SKBN_PANEL = 64 };
 #elif defined(__GNUC__) && defined(__FMA__)
-enum { SKBN_HAS_PRODUCTS = 1, SKBN_SMALL_FACTOR = 32 * 1024, SKBN_PANEL = 256 };
+enum { SKBN_HAS_PRODUCTS = 1, SKBN_SMALL_FACTOR = 32 * 1024, SKBN_PANEL = 64 };
 #else
-enum { SKBN_HAS_PRODUCTS = 0, SKBN_SMALL_FACTOR = 0, SKBN_PANEL = 1024 };
+enum { SKBN_HAS_PRODUCTS = 0, SKBN_SMALL_FACTOR = 0, SKBN_PANEL = 256 };
 #endif
 
 #if defined(__GNUC__)

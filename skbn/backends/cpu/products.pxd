@@ -38,7 +38,7 @@ cdef extern from "cpu/products.h" nogil:
     enum:
         SKBN_HAS_PRODUCTS   # whether the loops beat BLAS
         SKBN_SMALL_FACTOR   # bytes of a second factor up to which packing does not pay
-        SKBN_PANEL          # bytes of a row of a tile
+        SKBN_PANEL          # columns of a tile
     void products_float "skbn_products_float"(
         float* z, const float* x, const float* y, const float* bias, Py_ssize_t n_rows, Py_ssize_t columns,
         Py_ssize_t n_inner, Py_ssize_t z_stride, Py_ssize_t row_step, Py_ssize_t step, Py_ssize_t y_stride,
@@ -54,12 +54,6 @@ cdef enum:
     ROWS = 256              # of a tile, at most
     DEPTH = 256             # rows of the second factor that are packed at a time
     ROWS_THAT_PACK = 16     # fewer read every number of the second factor so seldom that packing costs more
-    ROOM = DEPTH * SKBN_PANEL   # bytes a worker needs
-
-
-cdef inline Py_ssize_t panel(const floating* x) noexcept nogil:
-    """Columns of a tile."""
-    return SKBN_PANEL // sizeof(floating)
 
 
 cdef inline Py_ssize_t rows_of_product(
@@ -157,7 +151,7 @@ cdef inline void multiply_tile(
     const floating* x,          # IN  (n_rows, n_inner): (i, k) is number i * row_step + k * step
     const floating* y,          # IN  (n_inner, columns) by y_stride; if transposed (columns, n_inner) by y_stride
     const floating* bias,       # IN  (columns,), added to every row; NULL: nothing
-    floating* room,             # OUT (DEPTH, panel)
+    floating* room,             # OUT (DEPTH, SKBN_PANEL)
     Py_ssize_t n_rows,
     Py_ssize_t width,           # columns beyond are pads
     Py_ssize_t columns, Py_ssize_t n_inner,
