@@ -150,8 +150,8 @@ class Network:
                 record[role] = n_params
                 self.tensors.append(Tensor(index, role, n_params, shape, out_stride, penalized))
                 rows = shape[0] if len(shape) == 2 else 1
-                # The weights of a single output are padded behind their last: loops over the units that
-                # feed it read a whole padded row.
+                # The weights of a single output are padded behind their last: loops over the units
+                # that feed it read a whole padded row.
                 n_params += -(-rows * out_stride * itemsize // ALIGNMENT) * ALIGNMENT // itemsize
             if layer.state_size(out_stride):
                 record["state"] = n_state

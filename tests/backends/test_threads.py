@@ -216,7 +216,7 @@ def test_guard_is_shared_by_overlapping_threads(two_blas_threads):
 
 
 def test_executors_share_the_guard(two_blas_threads):
-    """One guard a process, which executors whose products are BLAS's hold while they are entered."""
+    """One guard a process, which executors hold while they are entered, if products are BLAS's."""
     assert single_threaded_blas() is single_threaded_blas()
     case = network_case()
     with case.executor("baseline", case.network()), case.executor("baseline", case.network()):

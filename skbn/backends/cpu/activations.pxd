@@ -2,8 +2,8 @@
 """Activations on some columns of a block of padded rows, in place.
 
 Forward turns z into y; backward turns dy into dz with the saved y, from which every derivative here follows. Both
-leave pads zero. One switch and one plain loop per activation: a switch inside of the loop would keep it from vectorizing,
-and function pointers would keep it from being inlined.
+leave pads zero. One switch and one plain loop per activation: a switch inside of the loop would keep it from
+vectorizing, and function pointers would keep it from being inlined.
 """
 
 from cython cimport floating

@@ -267,7 +267,8 @@ cdef inline void input_gradient(
         for _row in range(n_rows):
             for k in range(n_lines):
                 put(dx, k, gradient_in(
-                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), at(mean_dz, k), at(slope, k), rectify
+                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k),
+                    at(mean_dz, k), at(slope, k), rectify,
                 ))
             dx = below(dx, dx_stride)
             dy = below(dy, dy_stride)
@@ -276,7 +277,8 @@ cdef inline void input_gradient(
         for _row in range(n_rows):
             for k in range(n_lines):
                 stream_line(dx + k, gradient_in(
-                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k), at(mean_dz, k), at(slope, k), rectify
+                    at(dy, k), at(x, k), at(high, k), at(low, k), at(scale, k), at(shift, k),
+                    at(mean_dz, k), at(slope, k), rectify,
                 ))
             dx = below(dx, dx_stride)
             dy = below(dy, dy_stride)

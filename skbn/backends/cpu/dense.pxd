@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fully connected layers: y = activation(x @ weight + bias).
 
-Gradients are overwritten; dy becomes dz, the gradient before the activation. Stages are shared out in tiles, ROWS rows by
-a panel of columns. A layer of few inputs, the first of most tables, is done in one sweep forward and one backward,
+Gradients are overwritten; dy becomes dz, the gradient before the activation. Stages are shared out in tiles, rows by a
+panel of columns. A layer of few inputs, the first of most tables, is done in one sweep forward and one backward,
 activation and bias included.
 """
 

@@ -657,7 +657,8 @@ cdef void moments_of_blocks(const Worker* me, const Plan* plan, Call* call, cons
         weights = gather_weights(room, call.weights, call.rows, first, size)
         total = total_weight(weights, size)
         out = forward_eval(
-            &alone, plan, params, here, here + call.work_size // 2, call.X, call.rows, weights, first, size, call.layer,
+            &alone, plan, params, here, here + call.work_size // 2, call.X, call.rows, weights, first, size,
+            call.layer,
         )
         mean = call.parts + 2 * (block - call.first) * stride
         for start in range(0, stride, 64):  # TILE
@@ -870,7 +871,7 @@ cdef class CPUExecutor:
         self.rooms = None
         self.threads = threads
         self.pace = Pace()
-        # Until there is a measurement: a step costs 6 multiplications and additions a parameter and row, and some overhead.
+        # Until they are measured. A step costs 6 multiplications and additions a parameter and row, and some overhead.
         self.seconds_per_row = (6.0 * plan.n_params + 100.0 * plan.row_size) / 1e10
         self.seconds_per_work = 2e-10
         plan.rows_per_call = max(1, int(SECONDS_PER_CALL / self.seconds_per_row))
@@ -1056,7 +1057,7 @@ cdef class CPUExecutor:
             _inference_pace.saw(threads, seconds / work, call.seconds_worked / (threads * seconds))
 
     cdef int workers_for_blocks(self, double work, Py_ssize_t n_blocks):
-        """How many threads so much work is worth, if there are blocks enough; a core does 10 operations a nanosecond."""
+        """How many threads so much work is worth, at 10 operations a nanosecond, if there are blocks enough."""
         if not SKBN_HAS_TEAMS or n_blocks == 1:
             return 1
         if self.threads is not None:
@@ -1087,7 +1088,7 @@ cdef class CPUExecutor:
         cdef Call call
         memset(&call, 0, sizeof(Call))
         call.task = PREDICT
-        owners = self.prepare(&call, X, &source, weights, rows, n_rows)
+        _owners = self.prepare(&call, X, &source, weights, rows, n_rows)
         self.plan.use_population = self.network.use_population
         if raw is not None:
             call.raw = address(raw, self.kind, n_rows * self.n_outputs, True)
@@ -1128,7 +1129,7 @@ cdef class CPUExecutor:
         memset(&call, 0, sizeof(Call))
         call.task = TAKE_MOMENTS
         n_blocks = count_tiles(rows.shape[0], EVAL_ROWS)
-        owners = self.prepare(&call, X, &source, weights, rows, rows.shape[0])
+        _owners = self.prepare(&call, X, &source, weights, rows, rows.shape[0])
         parts = aligned_zeros(2 * min(<Py_ssize_t> GROUP, n_blocks) * plan.widest, np.float64)
         totals = aligned_zeros(3 * plan.widest, np.float64)
         mean = <double*> address(totals, b"d", 0, True)

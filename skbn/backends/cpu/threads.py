@@ -1,10 +1,10 @@
 """How many threads, and the guard that keeps BLAS on one.
 
 All parallelism is OpenMP regions of our own. Two pools of spinning threads that take turns cost a
-hundred times what they save, and a matrix product's bits depend on how many threads shared it: where
-products are BLAS's (see products.pxd), it runs on one thread while skbn computes. That limit is
-process-wide while fits overlap in threads: it is counted, the first to come sets it and the last to
-leave restores it.
+hundred times what they save, and the bits of BLAS's products depend on how many threads shared
+them: where products are BLAS's (see products.pxd), it runs on one thread while skbn computes. That
+limit is process-wide while fits overlap in threads: it is counted, the first to come sets it and
+the last to leave restores it.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
