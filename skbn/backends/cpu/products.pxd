@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Matrix products, tile by tile: loops over lines where there is a fused multiply-add, else BLAS.
 
-A tile is some rows by a panel of columns, fixed by the shapes alone. Its second factor is packed, a block of DEPTH rows
-at a time, so that the innermost loop (products.h) reads it from one place; a factor that stays in cache as it is,
-is not. OpenBLAS packs at every call, both factors: with 50 hidden units twice, a step takes 5.5 us with these loops and
-10.8 with BLAS, and at 784-512-512-10 they do 114 billion operations a second where BLAS does 104. BLAS is for processors
-without fused multiply-adds and for compilers without vector types.
+A tile is some rows by a panel of columns. Its second factor is packed, a block of DEPTH rows at a time, so that the
+innermost loop (products.h) reads it from one place; a factor that stays in cache as it is, is not. OpenBLAS packs at
+every call, both factors: with 50 hidden units twice, a step takes 5.5 us with these loops and 10.8 with BLAS, and at
+784-512-512-10 they do 114 billion operations a second where BLAS does 104. BLAS is for processors without fused
+multiply-adds and for compilers without vector types.
 
 Sums run over a block in order and blocks are added in order, so an element's bits depend on nothing but its row, its
 column and their length. BLAS promises nothing of the kind, but gets the same tiles on any number of threads, and one
