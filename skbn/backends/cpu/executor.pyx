@@ -815,10 +815,9 @@ cdef class CPUExecutor:
     cdef char kind              # of the network's type: 'f' or 'd'
     cdef Py_ssize_t n_features, n_outputs
     cdef void* params
-    cdef void* grads
     cdef void* activations
     cdef void* deltas
-    cdef object network, dtype, owners, train_owners, rooms, threads, pace
+    cdef object grads, network, dtype, owners, train_owners, rooms, threads, pace
 
     def __init__(
         self, network, *, loss_kind=None, double alpha=0.0, Py_ssize_t batch_size=1, dropout_key=(0, 0),
@@ -868,6 +867,7 @@ cdef class CPUExecutor:
         plan.state = <double*> address(network.state, b"d", network.n_state, True)
         self.owners = (table, network.params, network.state)
         self.train_owners = None
+        self.grads = None
         self.rooms = None
         self.threads = threads
         self.pace = Pace()
@@ -915,7 +915,6 @@ cdef class CPUExecutor:
                 n_tiles += count_gradient_tiles(plan.layers[index].n_in, plan.layers[index].out_stride)
         activations = aligned_zeros(size - (input_size if compressed else 0), self.dtype)
         deltas = aligned_zeros(size - input_size, self.dtype)
-        grads = aligned_zeros(plan.n_params, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         weights = aligned_zeros(plan.capacity, np.float64)
         losses = aligned_zeros(count_tiles(plan.capacity, LOSS_ROWS) * (1 + plan.n_scores), np.float64)
@@ -923,13 +922,12 @@ cdef class CPUExecutor:
         norms = aligned_zeros(optimizer_tiles(plan.n_params), np.float64)
         self.activations = <char*> address(activations, self.kind, 0, True) - (input_bytes if compressed else 0)
         self.deltas = <char*> address(deltas, self.kind, 0, True) - input_bytes
-        self.grads = address(grads, self.kind, 0, True)
         plan.saved = <double*> address(saved, b"d", 0, True)
         plan.batch_weights = <double*> address(weights, b"d", 0, True)
         plan.losses = <double*> address(losses, b"d", 0, True)
         plan.squares = <double*> address(squares, b"d", 0, True)
         plan.norms = <double*> address(norms, b"d", 0, True)
-        self.train_owners = (activations, deltas, grads, saved, weights, losses, squares, norms)
+        self.train_owners = (activations, deltas, saved, weights, losses, squares, norms)
 
     cdef check_loss(self):
         """Refuse to train or evaluate without a loss."""
@@ -961,7 +959,9 @@ cdef class CPUExecutor:
         call.weights = weights
         call.params = self.params
         if call.grads == NULL:
-            call.grads = self.grads
+            if self.grads is None:
+                self.grads = aligned_zeros(plan.n_params, self.dtype)
+            call.grads = address(self.grads, self.kind, 0, True)
         call.activations = self.activations
         call.deltas = self.deltas
         if self.rooms is None or self.rooms.size < threads * plan.room_size:
