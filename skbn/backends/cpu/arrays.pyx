@@ -1052,7 +1052,7 @@ cdef class Call:
             task.order = STREAMING
         task.threads = 1
         if shape.n_rows * shape.n_columns >= PARALLEL_NUMBERS:
-            task.threads = _pace.threads(n_threads()) if SKBN_HAS_TEAMS else 1
+            task.threads = n_threads() if SKBN_HAS_TEAMS else 1
         task.share = 1.0 / shape.n_rows
         if weights is not None:
             if weights.shape != x.shape[:1] or 0 in axes:
@@ -1108,6 +1108,7 @@ cdef class Call:
         cdef Py_ssize_t n_columns = task.shape.n_columns, block, n_rows
         cdef double row_weights[BLOCK_ROWS]
         cdef double worked
+        cdef int wanted = task.threads
         cdef void* room
         task.pitch = LANES * n_columns if task.end_to_end else whole_lines(n_columns)
         dtype = np.float64 if self.is_double else np.float32
@@ -1127,6 +1128,7 @@ cdef class Call:
         task.factors = data(factors)
         room = data(scratch)
         start = perf_counter()
+        task.threads = _pace.threads(wanted) if wanted > 1 else 1
         with nogil:
             if what == FORWARD and not task.ignore_nan:
                 for block in range(task.n_blocks):
@@ -1135,10 +1137,11 @@ cdef class Call:
                         weights_of_block(row_weights, task, block * BLOCK_ROWS, n_rows), n_rows
                     )
             worked = work_together(task, room, what, self.in_cache, self.is_double)
-        if task.threads > 1 or _pace.is_trial:
+        if wanted > 1:
             seconds = perf_counter() - start
             numbers = task.shape.n_rows * n_columns
             _pace.saw(task.threads, seconds / numbers, worked / (task.threads * seconds))
+            task.threads = wanted
 
 
 def moments(x, axes, weights=None, bint ignore_nan=False):

@@ -945,12 +945,14 @@ cdef class CPUExecutor:
         if self.threads is not None:
             return self.threads
         # About, on one core: the products, and some passes over all activations.
-        return self.pace.threads(team_size(n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size)))
+        return team_size(n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size))
 
     cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
         """Let a team work on a call; raise what signal handlers raised meanwhile."""
         cdef Plan* plan = &self.plan
-        cdef int threads = self.workers(n_rows)
+        cdef int wanted = self.workers(n_rows)
+        cdef bint is_free = wanted > 1 and self.threads is None
+        cdef int threads = self.pace.threads(wanted) if is_free else wanted
         cdef bint is_stopped
         self.check_loss()
         self.allocate(meets_compressed(plan, X))
@@ -975,7 +977,7 @@ cdef class CPUExecutor:
         n_done = max(1, call.position - first if call.task == TRAIN else call.n_rows)
         self.seconds_per_row = seconds / n_done
         self.n_workers = call.n_workers
-        if self.threads is None and (threads > 1 or self.pace.is_trial):
+        if is_free:
             self.pace.saw(threads, seconds / n_done, call.seconds_worked / (threads * seconds))
         if is_stopped:
             raise _raised.pop()
@@ -1039,13 +1041,15 @@ cdef class CPUExecutor:
         """Let a team go on with a call's blocks, up to `most` of them, for about SECONDS_PER_CALL."""
         cdef Plan* plan = &self.plan
         cdef int threads
+        cdef bint is_free
         cdef Py_ssize_t n_blocks = count_tiles(call.n_rows, EVAL_ROWS)
         cdef double seconds_per_block = self.seconds_per_work * EVAL_ROWS * work_of_row
         call.first = call.stop
         call.stop = min(n_blocks, call.first + max(1, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
         if most is not None:
             call.stop = min(call.stop, call.first + <Py_ssize_t> most)
-        threads = min(call.most_workers, self.workers_for_blocks(call.n_rows * work_of_row, n_blocks))
+        is_free = call.most_workers > 1 and self.threads is None
+        threads = _inference_pace.threads(call.most_workers) if is_free else call.most_workers
         start = perf_counter()
         with nogil:
             work_together(plan, call, threads, self.is_double)
@@ -1053,7 +1057,7 @@ cdef class CPUExecutor:
         work = (call.stop - call.first) * EVAL_ROWS * work_of_row
         self.seconds_per_work = seconds / work
         self.n_workers = call.n_workers
-        if self.threads is None and (threads > 1 or _inference_pace.is_trial):
+        if is_free:
             _inference_pace.saw(threads, seconds / work, call.seconds_worked / (threads * seconds))
 
     cdef int workers_for_blocks(self, double work, Py_ssize_t n_blocks):
@@ -1062,7 +1066,7 @@ cdef class CPUExecutor:
             return 1
         if self.threads is not None:
             return self.threads
-        return min(_inference_pace.threads(team_size(1e-10 * work)), n_blocks)
+        return min(team_size(1e-10 * work), n_blocks)
 
     cdef prepare(self, Call* call, X, const Rows* source, weights, rows, Py_ssize_t n_rows):
         """Describe the rows of a call, and give each worker its memory, which lives as long as what is returned."""

@@ -8,6 +8,7 @@ the last to leave restores it.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+import math
 import os
 import threading
 import time
@@ -87,38 +88,39 @@ class Pace:
     PATIENCE = 0.25, 4.0  # seconds until the choice is questioned again: at first, at most
 
     def __init__(self, clock=time.monotonic):
-        self.is_trial = False
+        # No lock: threads that share a pace may take one call for another, which costs some time.
         self._clock = clock
         self._patience = self.PATIENCE[0]
         self._settled = 0.0  # until when the choice is not questioned
-        self._is_alone = False
-        self._seconds = None  # of a row, by the team
+        self._is_alone = self._is_trial = False
+        self._seconds = math.inf  # of a row, by the team
         self._worked = 1.0
 
     def threads(self, wanted):
-        """Return how many threads the next call takes."""
-        if self._is_alone and self._clock() >= self._settled:
-            self._is_alone, self._seconds = False, None
+        """Return how many threads a call takes that is worth so many."""
+        if self._is_alone and not self._is_trial and self._clock() >= self._settled:
+            self._is_alone, self._seconds = False, math.inf
             self._worked = self.WORKED  # one bad call, and it is suspected again
-        return 1 if self._is_alone or self.is_trial else wanted
+        return 1 if self._is_alone or self._is_trial else wanted
 
     def saw(self, threads, seconds, worked):
-        """Take note of a call by a team, or of a trial.
+        """Take note of a call that was worth more than one thread.
 
-        It took so many seconds a row, and for this share of the time the workers had cores.
+        It took so many seconds a row, and for this share of the time its workers had cores.
         """
-        if self.is_trial:
-            self.is_trial, self._is_alone = False, seconds < self._seconds
-            self._settled = self._clock() + self._patience
-            self._patience = min(2 * self._patience, self.PATIENCE[1])
-        elif threads > 1:
-            self._seconds = self._seconds or seconds
+        if threads > 1:
             self._seconds += self.RECENT * (seconds - self._seconds)
+            if self._seconds == math.inf:
+                self._seconds = seconds
             self._worked += self.RECENT * (worked - self._worked)
             if self._worked > (1 + self.WORKED) / 2:
                 self._patience = self.PATIENCE[0]
             elif self._clock() >= self._settled:
-                self.is_trial = self._worked < self.WORKED
+                self._is_trial = self._worked < self.WORKED
+        elif self._is_trial:
+            self._is_trial, self._is_alone = False, seconds < self._seconds
+            self._settled = self._clock() + self._patience
+            self._patience = min(2 * self._patience, self.PATIENCE[1])
 
 
 class SingleThreadedBlas:
