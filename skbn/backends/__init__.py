@@ -6,6 +6,11 @@
 
 from functools import cache
 
+# Small, and early: a fork must be noticed from the start, and limits that are set on OpenMP reach
+# only what is loaded. Kernels are loaded when something computes.
+from skbn.backends import cpu
+from skbn.backends.cpu import threads  # noqa: F401
+
 
 def get_executor(device):
     """Return the executor class for a device.
@@ -21,9 +26,7 @@ def get_executor(device):
         A class with the interface of :class:`skbn.backends.reference.ReferenceExecutor`.
     """
     if device is None or device == "cpu":
-        from skbn.backends.cpu import CPUExecutor
-
-        return CPUExecutor
+        return cpu.executor_class(cpu.LEVELS[-1])
     if device == "reference":
         from skbn.backends.reference import ReferenceExecutor
 
@@ -46,8 +49,6 @@ def get_array_functions(device):
         A module with the functions of :mod:`skbn.backends.reference_arrays`.
     """
     if device is None or device == "cpu":
-        from skbn.backends import cpu
-
         return cpu.array_functions(cpu.LEVELS[-1])
     if device == "reference":
         from skbn.backends import reference_arrays

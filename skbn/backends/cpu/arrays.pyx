@@ -27,6 +27,7 @@ from libc.string cimport memcpy, memset
 
 import sys
 
+from collections import defaultdict
 from time import perf_counter
 
 import numpy as np
@@ -94,7 +95,7 @@ from skbn.backends.records cimport (
 
 from skbn.backends.cpu.threads import Pace, n_threads
 
-_pace = Pace()
+_paces = defaultdict(Pace)  # of each task
 
 cdef char NATIVE = ord("<" if sys.byteorder == "little" else ">")
 
@@ -1128,7 +1129,7 @@ cdef class Call:
         task.factors = data(factors)
         room = data(scratch)
         start = perf_counter()
-        task.threads = _pace.threads(wanted) if wanted > 1 else 1
+        task.threads = _paces[what].threads(wanted) if wanted > 1 else 1
         with nogil:
             if what == FORWARD and not task.ignore_nan:
                 for block in range(task.n_blocks):
@@ -1140,7 +1141,7 @@ cdef class Call:
         if wanted > 1:
             seconds = perf_counter() - start
             numbers = task.shape.n_rows * n_columns
-            _pace.saw(task.threads, seconds / numbers, worked / (task.threads * seconds))
+            _paces[what].saw(task.threads, seconds / numbers, worked / (task.threads * seconds))
             task.threads = wanted
 
 

@@ -37,7 +37,7 @@ from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile, rows_of
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
 
 cdef enum:
-    FEW = 8  # inputs up to which the sweeps win over BLAS
+    FEW = 8  # inputs up to which the sweeps win over products by tiles
 
 
 cdef inline void forward_few(
@@ -343,7 +343,7 @@ cdef inline void dense_input_gradient(
 cdef inline void dense_activation_backward(
     const Worker* me, floating* dy, const floating* y, int activation, Py_ssize_t n_rows, Py_ssize_t stride,
 ) noexcept nogil:
-    """dz of whole rows."""
+    """dz of whole rows. Where nothing is to do, workers do not meet: what wrote dy has made them."""
     cdef Py_ssize_t rows = rows_of_tile(stride), tile
     if activation == SKBN_IDENTITY:
         return

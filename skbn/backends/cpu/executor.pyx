@@ -101,7 +101,6 @@ from skbn.backends.cpu.threads import Pace, at_work, single_threaded_blas, team_
 from skbn.backends.memory import aligned_zeros
 
 cdef enum:
-    LOSS_ROWS = 256  # rows whose losses are summed by themselves
     EVAL_ROWS = 256  # rows that go through the network together at prediction: they stay in cache
     GROUP = 128  # blocks of rows whose moments one call takes at most
 
@@ -137,7 +136,7 @@ cdef struct Plan:
     double* state
     double* saved
     double* batch_weights       # (capacity,)
-    double* losses              # (tiles of LOSS_ROWS rows, 1 + n_scores)
+    double* losses              # (tiles of the loss, 1 + n_scores)
     double* squares             # one a tile of the weights
     double* norms               # one a tile of the optimizer
     char* rooms                 # one a worker
@@ -383,28 +382,33 @@ cdef double loss_and_delta(
     )
 
 
+cdef inline Py_ssize_t rows_of_loss(Py_ssize_t stride) noexcept nogil:
+    """Rows whose losses are summed by themselves."""
+    return min(<Py_ssize_t> 256, max(<Py_ssize_t> 16, 16384 // stride))
+
+
 cdef double loss_together(
     const Worker* me, const Plan* plan, const floating* raw, floating* draw, double* scores,
     const floating* targets, const double* weights, const Py_ssize_t* rows, Py_ssize_t n_rows, double rate,
 ) noexcept nogil:
     """The same for a mini-batch; the leader adds the scores."""
     cdef const LayerRecord* last = &plan.layers[plan.n_layers - 1]
-    cdef Py_ssize_t tile = first_tile(me), first, k, size = 1 + plan.n_scores
+    cdef Py_ssize_t tile = first_tile(me), most = rows_of_loss(last.out_stride), first, k, size = 1 + plan.n_scores
     cdef double loss = 0
     cdef double* part
-    while tile * LOSS_ROWS < n_rows:
-        first = tile * LOSS_ROWS
+    while tile * most < n_rows:
+        first = tile * most
         part = plan.losses + tile * size
         memset(part, 0, size * sizeof(double))
         part[0] = loss_and_delta(
             plan, raw + first * last.out_stride, draw + first * last.out_stride, part + 1, targets,
             weights + first if weights != NULL else NULL, rows + first,
-            min(<Py_ssize_t> LOSS_ROWS, n_rows - first), rate,
+            min(most, n_rows - first), rate,
         )
         tile = next_tile(me, tile)
     meet(me)
     if me.number == 0:
-        for tile in range(count_tiles(n_rows, LOSS_ROWS)):
+        for tile in range(count_tiles(n_rows, most)):
             loss += plan.losses[tile * size]
             for k in range(1, size):
                 scores[k - 1] += plan.losses[tile * size + k]
@@ -495,6 +499,7 @@ cdef struct Call:
     const double* origin        # IN  (stride,) moments are taken relative to it
     Py_ssize_t layer            # in front of which moments are taken
     # What came of it.
+    double work_done            # rows trained on; IN  what inference will do
     int n_workers               # OUT
     double seconds_worked       # OUT by all workers of a team together
 
@@ -520,6 +525,7 @@ cdef void train_batches(const Worker* me, const Plan* plan, Call* call, floating
             if me.team.is_stopped:
                 break
             if me.number == 0:
+                call.work_done += stop - start
                 call.sums[0] += loss if weights == NULL else loss * ((stop - start) / total)
                 call.sums[1] += stop - start
             optimizer_update(
@@ -546,6 +552,7 @@ cdef void take_gradient(const Worker* me, const Plan* plan, Call* call, const fl
         total, call.step, call.update_statistics, call.sums + 2,
     )
     if me.number == 0:
+        call.work_done = call.n_rows
         call.loss = loss / total
         call.sums[0] += call.loss * call.n_rows
         call.sums[1] += call.n_rows
@@ -799,17 +806,16 @@ cdef class CPUExecutor:
     dropout_key : tuple of two int
         Key of the dropout generator.
     threads : int or None
-        Threads that share out a mini-batch; None: as many as pay, see ``threads.py``.
+        Threads that share out the work; None: as many as pay, see ``threads.py``.
 
     Attributes
     ----------
     n_workers : int
-        Threads that have shared out the last call's mini-batches.
+        Threads that worked on the last call.
     """
 
     cdef Plan plan
     cdef bint is_double, lacks_input
-    cdef int n_entered
     cdef readonly int n_workers
     cdef double seconds_per_row, seconds_per_work
     cdef char kind              # of the network's type: 'f' or 'd'
@@ -836,6 +842,8 @@ cdef class CPUExecutor:
         plan.row_size = network.row_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be None, or 1 or more, got {threads}.")
         for index in range(layers.shape[0]):
             if layers[index].kind not in (SKBN_DENSE, SKBN_BATCH_NORM, SKBN_DROPOUT, SKBN_ELEMENTWISE):
                 raise ValueError(f"The CPU executor does not know layers of kind {layers[index].kind}.")
@@ -877,19 +885,15 @@ cdef class CPUExecutor:
         plan.rows_per_call = max(1, int(SECONDS_PER_CALL / self.seconds_per_row))
 
     def __enter__(self):
-        if self.n_entered == 0:
-            at_work.__enter__()
-        self.n_entered += 1
         if not SKBN_HAS_PRODUCTS:
             single_threaded_blas().__enter__()
+        at_work.__enter__()
         return self
 
     def __exit__(self, *exception):
+        at_work.__exit__(*exception)
         if not SKBN_HAS_PRODUCTS:
             single_threaded_blas().__exit__(*exception)
-        self.n_entered -= 1
-        if self.n_entered == 0:
-            at_work.__exit__(*exception)
 
     cdef new_rooms(self, int threads):
         """Give every worker a room; they live as long as what is returned."""
@@ -909,7 +913,6 @@ cdef class CPUExecutor:
         cdef Py_ssize_t n_tiles = 0, index
         if self.train_owners is not None and (compressed or not self.lacks_input):
             return
-        self.lacks_input = compressed
         for index in range(plan.n_layers):
             if plan.layers[index].kind == SKBN_DENSE:
                 n_tiles += count_gradient_tiles(plan.layers[index].n_in, plan.layers[index].out_stride)
@@ -917,7 +920,8 @@ cdef class CPUExecutor:
         deltas = aligned_zeros(size - input_size, self.dtype)
         saved = aligned_zeros(max(1, plan.n_virtual * self.network.saved_size), np.float64)
         weights = aligned_zeros(plan.capacity, np.float64)
-        losses = aligned_zeros(count_tiles(plan.capacity, LOSS_ROWS) * (1 + plan.n_scores), np.float64)
+        index = rows_of_loss(plan.layers[plan.n_layers - 1].out_stride)
+        losses = aligned_zeros(count_tiles(plan.capacity, index) * (1 + plan.n_scores), np.float64)
         squares = aligned_zeros(n_tiles, np.float64)
         norms = aligned_zeros(optimizer_tiles(plan.n_params), np.float64)
         self.activations = <char*> address(activations, self.kind, 0, True) - (input_bytes if compressed else 0)
@@ -927,6 +931,7 @@ cdef class CPUExecutor:
         plan.losses = <double*> address(losses, b"d", 0, True)
         plan.squares = <double*> address(squares, b"d", 0, True)
         plan.norms = <double*> address(norms, b"d", 0, True)
+        self.lacks_input = compressed
         self.train_owners = (activations, deltas, saved, weights, losses, squares, norms)
 
     cdef check_loss(self):
@@ -948,12 +953,10 @@ cdef class CPUExecutor:
         return team_size(n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size))
 
     cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
-        """Let a team work on a call; raise what signal handlers raised meanwhile."""
+        """Train: let a team work on a call; raise what signal handlers raised meanwhile."""
         cdef Plan* plan = &self.plan
         cdef int wanted = self.workers(n_rows)
-        cdef bint is_free = wanted > 1 and self.threads is None
-        cdef int threads = self.pace.threads(wanted) if is_free else wanted
-        cdef bint is_stopped
+        cdef double seconds
         self.check_loss()
         self.allocate(meets_compressed(plan, X))
         call.X = X
@@ -966,21 +969,29 @@ cdef class CPUExecutor:
             call.grads = address(self.grads, self.kind, 0, True)
         call.activations = self.activations
         call.deltas = self.deltas
-        if self.rooms is None or self.rooms.size < threads * plan.room_size:
-            self.rooms = self.new_rooms(threads)
+        if self.rooms is None or self.rooms.size < wanted * plan.room_size:
+            self.rooms = self.new_rooms(wanted)
         plan.rooms = <char*> address(self.rooms, b"b", 0, True)
-        first = call.position
-        start = perf_counter()
+        seconds = self.go(call, wanted, self.pace)
+        if call.work_done > 0:
+            self.seconds_per_row = seconds / call.work_done
+            plan.rows_per_call = max(1, <Py_ssize_t> (SECONDS_PER_CALL / self.seconds_per_row))
+
+    cdef double go(self, Call* call, int wanted, pace) except -1:
+        """Let as many workers as pay, `wanted` at most, do a call's task; return the seconds it took."""
+        cdef bint is_free = wanted > 1 and self.threads is None
+        cdef bint is_stopped
+        cdef int threads = pace.threads(wanted) if is_free else wanted
+        cdef double seconds, start = perf_counter()
         with nogil:
-            is_stopped = work_together(plan, call, threads, self.is_double)
+            is_stopped = work_together(&self.plan, call, threads, self.is_double)
         seconds = perf_counter() - start
-        n_done = max(1, call.position - first if call.task == TRAIN else call.n_rows)
-        self.seconds_per_row = seconds / n_done
         self.n_workers = call.n_workers
-        if is_free:
-            self.pace.saw(threads, seconds / n_done, call.seconds_worked / (threads * seconds))
         if is_stopped:
             raise _raised.pop()
+        if is_free and call.work_done > 0:
+            pace.saw(threads, seconds / call.work_done, call.seconds_worked / (threads * seconds))
+        return seconds
 
     def train(self, X, targets, weights, rows, Py_ssize_t start, optimizer, memory, sums):
         """Train on mini-batches of X[rows] from position start on, for as long as one call may take.
@@ -1037,28 +1048,16 @@ cdef class CPUExecutor:
             work -= (first.n_in - <double> X.nnz / max(1, X.shape[0])) * first.out_stride + first.in_stride
         return work
 
-    cdef run_blocks(self, Call* call, double work_of_row, most=None):
+    cdef run_blocks(self, Call* call, double work_of_row, Py_ssize_t most):
         """Let a team go on with a call's blocks, up to `most` of them, for about SECONDS_PER_CALL."""
-        cdef Plan* plan = &self.plan
-        cdef int threads
-        cdef bint is_free
-        cdef Py_ssize_t n_blocks = count_tiles(call.n_rows, EVAL_ROWS)
         cdef double seconds_per_block = self.seconds_per_work * EVAL_ROWS * work_of_row
+        PyErr_CheckSignals()
         call.first = call.stop
-        call.stop = min(n_blocks, call.first + max(1, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
-        if most is not None:
-            call.stop = min(call.stop, call.first + <Py_ssize_t> most)
-        is_free = call.most_workers > 1 and self.threads is None
-        threads = _inference_pace.threads(call.most_workers) if is_free else call.most_workers
-        start = perf_counter()
-        with nogil:
-            work_together(plan, call, threads, self.is_double)
-        seconds = perf_counter() - start
-        work = (call.stop - call.first) * EVAL_ROWS * work_of_row
-        self.seconds_per_work = seconds / work
-        self.n_workers = call.n_workers
-        if is_free:
-            _inference_pace.saw(threads, seconds / work, call.seconds_worked / (threads * seconds))
+        most = min(most, count_tiles(call.n_rows, EVAL_ROWS) - call.first)
+        call.stop = call.first + max(<Py_ssize_t> 1, min(most, <Py_ssize_t> (SECONDS_PER_CALL / seconds_per_block)))
+        call.work_done = (min(call.stop * EVAL_ROWS, call.n_rows) - call.first * EVAL_ROWS) * work_of_row
+        seconds = self.go(call, min(<Py_ssize_t> call.most_workers, call.stop - call.first), _inference_pace)
+        self.seconds_per_work = seconds / call.work_done
 
     cdef int workers_for_blocks(self, double work, Py_ssize_t n_blocks):
         """How many threads so much work is worth, at 10 operations a nanosecond, if there are blocks enough."""
@@ -1100,7 +1099,7 @@ cdef class CPUExecutor:
             call.targets = address(targets, self.kind, X.shape[0] * self.plan.target_size, False)
             call.parts = <double*> address(parts, b"d", 0, True)
         while call.stop < n_blocks:  # Ctrl-C works between calls
-            self.run_blocks(&call, work)
+            self.run_blocks(&call, work, n_blocks)
 
     def predict(self, X):
         """Return the raw outputs."""
@@ -1130,6 +1129,8 @@ cdef class CPUExecutor:
         cdef Call call
         if weights is not None:
             rows = rows[weights[rows] > 0]  # so every block has weight
+        if rows.shape[0] == 0:
+            raise ValueError("There are no rows with weight to take statistics of.")
         memset(&call, 0, sizeof(Call))
         call.task = TAKE_MOMENTS
         n_blocks = count_tiles(rows.shape[0], EVAL_ROWS)

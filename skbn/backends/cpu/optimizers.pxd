@@ -112,10 +112,12 @@ cdef inline void sum_squares(
     const floating* x, Py_ssize_t size,
 ) noexcept nogil:
     cdef Py_ssize_t tile = first_tile(me), k
+    cdef double total
     while tile * TILE < size:
-        parts[tile] = 0
+        total = 0
         for k in range(tile * TILE, min((tile + 1) * TILE, size)):
-            parts[tile] += <double> x[k] * x[k]
+            total += <double> x[k] * x[k]
+        parts[tile] = total
         tile = next_tile(me, tile)
     meet(me)
 

@@ -158,7 +158,7 @@ cdef inline void multiply_tile(
     Py_ssize_t z_stride, Py_ssize_t row_step, Py_ssize_t step, Py_ssize_t y_stride, bint transposed, bint rectify,
 ) noexcept nogil:
     """z = x @ y (+ bias, then ReLU); y may be stored transposed."""
-    cdef Py_ssize_t i, j, k, first, depth, stride
+    cdef Py_ssize_t i, j, k, first, depth, here, stride
     cdef bint packed = n_rows >= ROWS_THAT_PACK and n_inner * y_stride * sizeof(floating) > SKBN_SMALL_FACTOR
     cdef bint is_last
     cdef const floating* there
@@ -179,14 +179,14 @@ cdef inline void multiply_tile(
         return
     depth = count_tiles(n_inner, count_tiles(n_inner, DEPTH))
     for first from 0 <= first < n_inner by depth:
-        depth = min(depth, n_inner - first)
-        is_last = first + depth == n_inner
+        here = min(depth, n_inner - first)
+        is_last = first + here == n_inner
         stride = columns
         if transposed:
-            transpose(room, y + first, width, depth, columns, y_stride)
+            transpose(room, y + first, width, here, columns, y_stride)
             there = room
         elif packed:
-            for k in range(depth):
+            for k in range(here):
                 memcpy(room + k * columns, y + (first + k) * y_stride, columns * sizeof(floating))
             there = room
         else:
@@ -195,11 +195,11 @@ cdef inline void multiply_tile(
         shift = bias if is_last else NULL
         if floating is float:
             products_float(
-                z, x + first * step, there, shift, n_rows, columns, depth, z_stride, row_step, step, stride,
+                z, x + first * step, there, shift, n_rows, columns, here, z_stride, row_step, step, stride,
                 first > 0, rectify and is_last,
             )
         else:
             products_double(
-                z, x + first * step, there, shift, n_rows, columns, depth, z_stride, row_step, step, stride,
+                z, x + first * step, there, shift, n_rows, columns, here, z_stride, row_step, step, stride,
                 first > 0, rectify and is_last,
             )

@@ -33,7 +33,7 @@ typedef struct {
     int round;              /* meetings so far */
     int wants_to_stop;      /* set by the leader; all hear of it at the same meeting */
     int is_stopped;
-    long long worked;       /* nanoseconds for which workers had a core */
+    long long worked;       /* nanoseconds for which workers had a core, were it to spin */
 } skbn_team;
 
 typedef struct {
@@ -54,6 +54,8 @@ static void skbn_wait(const skbn_team *team, int round) {
         if (spins >= SKBN_SPINS) nanosleep(&nap, NULL);
 #if defined(__x86_64__) || defined(__i386__)
         else __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        else __asm__ volatile("isb");
 #endif
     }
 }

@@ -1,4 +1,4 @@
-"""How many threads, and the guard that keeps BLAS on one.
+"""How many threads work is worth, when one is, and the guard that keeps BLAS on one.
 
 All parallelism is OpenMP regions of our own. Two pools of spinning threads that take turns cost a
 hundred times what they save, and the bits of BLAS's products depend on how many threads shared
@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from functools import cache
 
 from joblib import cpu_count
@@ -30,7 +31,7 @@ def _after_fork():
     _forked = True  # OpenMP's threads did not survive; asking for them would hang
     _guard.leave_for_good()  # whoever held it did not survive either
     _guard = SingleThreadedBlas()
-    at_work.__init__()
+    at_work.__init__()  # in place: executors know it by name
 
 
 @cache
@@ -52,19 +53,25 @@ def n_threads():
 
 
 class AtWork:
-    """Context that counts the executors which are entered just now."""
+    """Context that counts the Python threads in which executors are entered."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self.count = 0
+        self._depths = Counter()
 
     def __enter__(self):
         with self._lock:
-            self.count += 1
+            self._depths[threading.get_ident()] += 1
 
     def __exit__(self, *exception):
         with self._lock:
-            self.count -= 1
+            self._depths[threading.get_ident()] -= 1
+            self._depths = +self._depths
+
+    @property
+    def others(self):
+        """How many threads compute beside this one, which may itself be inside of a fit."""
+        return len(self._depths.keys() - {threading.get_ident()})
 
 
 def team_size(seconds):
@@ -72,7 +79,7 @@ def team_size(seconds):
 
     Fits that overlap, in threads of the user's, share the processors.
     """
-    return 1 if seconds < WORTH_A_TEAM else max(1, n_threads() // max(1, at_work.count))
+    return 1 if seconds < WORTH_A_TEAM else max(1, n_threads() // (1 + at_work.others))
 
 
 class Pace:
@@ -108,10 +115,11 @@ class Pace:
 
         It took so many seconds a row, and for this share of the time its workers had cores.
         """
-        if threads > 1:
-            self._seconds += self.RECENT * (seconds - self._seconds)
-            if self._seconds == math.inf:
-                self._seconds = seconds
+        if threads > 1 and self._is_alone:
+            pass  # it began before the choice
+        elif threads > 1:
+            usual = seconds if self._seconds == math.inf else self._seconds
+            self._seconds = usual + self.RECENT * (seconds - usual)
             self._worked += self.RECENT * (worked - self._worked)
             if self._worked > (1 + self.WORKED) / 2:
                 self._patience = self.PATIENCE[0]
