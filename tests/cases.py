@@ -265,7 +265,7 @@ NETWORKS = dict(_grid()) | {
     "one row": network_case((), "tanh", (9,), 3, n_rows=1),
     "one row, wide": network_case((), "relu", (300, 500), 9, n_rows=1),
     # Weights in more tiles of one type than of the other.
-    "many tiles": network_case((), "relu", (512,), 193, n_rows=3, alpha=0.1),
+    "many tiles": network_case((), "tanh", (512,), 193, n_rows=20, alpha=0.1),
     "many wide tiles": network_case((), "tanh", (272,), 449, n_rows=3, alpha=0.1),
     # Losses.
     "squared error": network_case(target="squared_error", n_classes=1),

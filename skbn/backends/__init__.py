@@ -6,6 +6,9 @@
 
 from functools import cache
 
+# OpenMP comes with it: a limit counts that threadpoolctl set before the first fit.
+from skbn.backends import cpu
+
 
 def get_executor(device):
     """Return the executor class for a device.
@@ -21,9 +24,7 @@ def get_executor(device):
         A class with the interface of :class:`skbn.backends.reference.ReferenceExecutor`.
     """
     if device is None or device == "cpu":
-        from skbn.backends.cpu import CPUExecutor
-
-        return CPUExecutor
+        return cpu.executor_class(cpu.LEVELS[-1])
     if device == "reference":
         from skbn.backends.reference import ReferenceExecutor
 
@@ -46,8 +47,6 @@ def get_array_functions(device):
         A module with the functions of :mod:`skbn.backends.reference_arrays`.
     """
     if device is None or device == "cpu":
-        from skbn.backends import cpu
-
         return cpu.array_functions(cpu.LEVELS[-1])
     if device == "reference":
         from skbn.backends import reference_arrays

@@ -176,11 +176,18 @@ def test_gradient_of_a_team(case, dtype, team):
 
 @each_team
 @each_dtype
-@pytest.mark.parametrize("solver", SOLVERS)
 @each_network
-def test_training_of_a_team(case, solver, dtype, team):
+def test_inference_of_a_team(case, dtype, team):
+    found, expected = (observe_inference(it, NETWORKS[case], dtype) for it in (team, TEAMS[team]))
+    assert_same_bits(found, expected)
+
+
+@each_team
+@each_dtype
+@each_network
+def test_training_of_a_team(case, dtype, team):
     found, expected = (
-        observe_training(it, NETWORKS[case], dtype, solver) for it in (team, TEAMS[team])
+        observe_training(it, NETWORKS[case], dtype, "adam") for it in (team, TEAMS[team])
     )
     assert_same_bits(found, expected)
 
@@ -435,7 +442,7 @@ def test_long_epochs_take_several_calls(executor):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no timers there")
-@each_compiled
+@pytest.mark.parametrize("executor", [*COMPILED, *TEAMS])
 def test_signals_are_heard_inside_a_long_batch(executor):
     """Between its layers: the gradient, written from the last layer on, stays unfinished."""
 

@@ -18,6 +18,3 @@ def executor_class(level):
 def array_functions(level):
     """Return the module that normalizes arrays, compiled for an instruction level."""
     return import_module(f"{__name__}._arrays_{level}")
-
-
-CPUExecutor = executor_class(LEVELS[-1])
