@@ -220,10 +220,7 @@ class Calls:
         for _ in range(n_calls):
             n = self.pace.threads(2)
             self.now += 0.05
-            if n > 1:
-                self.pace.saw(2, team, worked)
-            elif self.pace.is_trial:
-                self.pace.saw(1, alone, 0.0)
+            self.pace.saw(n, *((team, worked) if n == 2 else (alone, 0.0)))
             taken.append(n)
         return taken
 
@@ -277,7 +274,7 @@ def test_the_team_comes_back():
 def test_calls_that_overlap_share_a_pace():
     """A team's call that began before another went alone may end after that one's patience."""
     calls = Calls()
-    while not calls.pace.is_trial:
+    while calls.pace.threads(2) == 2:
         calls.make(1, worked=0.3)
     calls.pace.saw(1, 0.5, 0.0)
     calls.now += 1.0
@@ -293,12 +290,13 @@ def test_small_calls_are_no_trial(monkeypatch):
     monkeypatch.setattr(module, "_inference_pace", pace)
     pace.saw(2, 1.0, 0.0)
     pace.saw(2, 1.0, 0.0)
-    assert pace.is_trial
+    assert pace.threads(2) == 1
     case = network_case()
     with case.executor(BEST, case.network()) as it:
         it.predict(case.data()[0][:1])
         it.predict(np.repeat(case.data()[0], 10, axis=0))
-    assert pace.is_trial
+    pace.saw(1, 2.0, 0.0)
+    assert pace.threads(2) == 2
 
 
 # Ctrl-C.
