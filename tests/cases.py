@@ -10,11 +10,14 @@ read-only, and pads must be zero in the end.
 # Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
+import sys
 from collections.abc import Mapping
-from functools import cache
+from contextlib import ExitStack
+from functools import cache, partial
 from itertools import cycle, product
 from types import MappingProxyType
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -39,12 +42,19 @@ from skbn.backends.reference import ReferenceExecutor
 
 COMPILED = tuple(LEVELS)
 BEST = LEVELS[-1]
-EXECUTORS = {"reference": ReferenceExecutor} | {level: executor_class(level) for level in LEVELS}
+# Level and number of threads; three, so that their tiles come out unequal.
+TEAMS = {f"{level}, 3 threads": level for level in dict.fromkeys([BEST, "baseline"])}
+EXECUTORS = (
+    {"reference": ReferenceExecutor}
+    | {level: executor_class(level) for level in LEVELS}
+    | {team: partial(executor_class(level), threads=3) for team, level in TEAMS.items()}
+)
 DTYPES = (np.float32, np.float64)
 DROPOUT_KEY = (0x12345678, 0x9ABCDEF0)
 
-each_executor = pytest.mark.parametrize("executor", EXECUTORS)
+each_executor = pytest.mark.parametrize("executor", ["reference", *COMPILED])
 each_compiled = pytest.mark.parametrize("executor", COMPILED)
+each_team = pytest.mark.parametrize("team", TEAMS)
 each_judged = pytest.mark.parametrize("executor", ["reference", BEST])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
@@ -254,6 +264,9 @@ NETWORKS = dict(_grid()) | {
     "dropout in front": Case((Dropout(9, 0.3), Dense(9, 5, "tanh"), Dense(5, 1))),
     "one row": network_case((), "tanh", (9,), 3, n_rows=1),
     "one row, wide": network_case((), "relu", (300, 500), 9, n_rows=1),
+    # Weights in more tiles of one type than of the other.
+    "many tiles": network_case((), "tanh", (512,), 193, n_rows=20, alpha=0.1),
+    "many wide tiles": network_case((), "tanh", (272,), 449, n_rows=3, alpha=0.1),
     # Losses.
     "squared error": network_case(target="squared_error", n_classes=1),
     "squared error, three": network_case(("before",), "tanh", target="squared_error", n_classes=3),
@@ -354,7 +367,7 @@ def walled(vector):
     """A copy of a vector between two walls of NaN, on the same alignment, and the walls."""
     line = 64 // vector.itemsize
     whole = aligned_zeros(vector.size + 2 * line, vector.dtype)
-    whole[:] = np.nan
+    whole.view(np.uint8)[:] = 255  # NaN in every floating type
     inside = whole[line : line + vector.size]
     inside[:] = vector
     return inside, (whole[:line], whole[line + vector.size :])
@@ -405,13 +418,29 @@ class Observed:
         for tensor in self.network.tensors:
             if not is_frozen(self.network, tensor):
                 tensor.view(self.grads)[...] = np.nan
-        self.walls = (*params_walls, *state_walls, *grads_walls)
+        self.walls = [*params_walls, *state_walls, *grads_walls]
         self.executor = case.executor(executor, self.network, batch_size)
         self.data = case.data(dtype)
+        self.contexts = ExitStack()
+
+    def __enter__(self):
+        """Enter the executor; the buffers that it makes get walls as well."""
+        module = sys.modules[type(self.executor).__module__]
+        if hasattr(module, "aligned_zeros"):
+            self.contexts.enter_context(patch.object(module, "aligned_zeros", self.walled_zeros))
+        self.contexts.enter_context(self.executor)
+
+    def __exit__(self, *exception):
+        self.contexts.close()
+
+    def walled_zeros(self, size, dtype):
+        inside, walls = walled(aligned_zeros(size, dtype))
+        self.walls += walls
+        return inside
 
     def check(self):
         """Fail if a wall was touched or a pad is not zero."""
-        assert all(np.isnan(wall).all() for wall in self.walls)
+        assert all((wall.view(np.uint8) == 255).all() for wall in self.walls)
         for vector in (self.network.params, self.grads):
             assert not pads(self.network, vector).any()
 
@@ -421,7 +450,7 @@ def observe_gradient(executor, case, dtype):
     """Training-mode loss and every gradient; parameters and statistics must stay as they are."""
     it = Observed(executor, case, dtype)
     before = it.network.params.tobytes(), it.network.state.tobytes()
-    with it.executor:
+    with it:
         loss = it.executor.loss_and_gradient(*it.data, it.grads, step=5)
     assert before == (it.network.params.tobytes(), it.network.state.tobytes())
     it.check()
@@ -442,7 +471,7 @@ def observe_inference(executor, case, dtype):
         assert before == (it.network.params.tobytes(), it.network.state.tobytes())
         found.update({f"{when} raw": raw, f"{when} loss": loss / weight, f"{when} scores": scores})
 
-    with it.executor:
+    with it:
         look("moving")
         it.network.use_population = True
         look("population")
@@ -495,7 +524,7 @@ def observe_training(executor, case, dtype, solver):
         )
         if is_frozen(it.network, tensor)
     }
-    with it.executor:
+    with it:
         sums, _ = train_epochs(it.executor, it.data, rule, 2)
     it.check()
     found = tensors(it.network, it.network.params)

@@ -19,12 +19,14 @@ from cases import (
     LAYERS,
     NETWORKS,
     SOLVERS,
+    TEAMS,
     assert_close,
     each_compiled,
     each_dtype,
     each_executor,
     each_layer,
     each_network,
+    each_team,
     network_case,
     observe_gradient,
     observe_inference,
@@ -39,7 +41,7 @@ from scipy.sparse import csr_array
 
 from skbn._layers import BatchNorm, Dense, Dropout, Elementwise
 from skbn.backends import get_executor, reference
-from skbn.backends.cpu.processor import instruction_levels
+from skbn.backends.cpu.processor import has_openmp, instruction_levels
 
 F64, F32 = np.float64, np.float32
 JUDGE = "reference"
@@ -138,6 +140,66 @@ def test_training(case, solver, dtype, executor):
     expected = observe_training(JUDGE, NETWORKS[case], F64, solver)
     found = observe_training(executor, NETWORKS[case], dtype, solver)
     close(found, expected, dtype, "training", case)
+
+
+# Teams: not a bit differs from what one thread, judged above, has found.
+
+
+def assert_same_bits(found, expected):
+    different = [name for name in expected if bits(found[name]) != bits(expected[name])]
+    assert found.keys() == expected.keys()
+    assert not different
+
+
+def bits(value):
+    return np.asarray(value).tobytes()
+
+
+@each_team
+@each_dtype
+@each_layer
+def test_layer_of_a_team(case, dtype, team, seed):
+    layer, n_rows = LAYERS[case]
+    rng = np.random.RandomState(seed)
+    x, dy = (rng.normal(size=(n_rows, n)).astype(dtype) for n in (layer.n_in, layer.n_out))
+    found, expected = (run_layer(executor, layer, x, dy) for executor in (team, TEAMS[team]))
+    assert_same_bits(found, expected)
+
+
+@each_team
+@each_dtype
+@each_network
+def test_gradient_of_a_team(case, dtype, team):
+    found, expected = (observe_gradient(it, NETWORKS[case], dtype) for it in (team, TEAMS[team]))
+    assert_same_bits(found, expected)
+
+
+@each_team
+@each_dtype
+@each_network
+def test_inference_of_a_team(case, dtype, team):
+    found, expected = (observe_inference(it, NETWORKS[case], dtype) for it in (team, TEAMS[team]))
+    assert_same_bits(found, expected)
+
+
+@each_team
+@each_dtype
+@each_network
+def test_training_of_a_team(case, dtype, team):
+    found, expected = (
+        observe_training(it, NETWORKS[case], dtype, "adam") for it in (team, TEAMS[team])
+    )
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.skipif(not has_openmp(), reason="built without OpenMP")
+@each_team
+def test_a_team_works(team):
+    case = network_case()
+    network = case.network()
+    with case.executor(team, network) as it:
+        it.loss_and_gradient(*case.data(), network.new_vector())
+    assert it.n_workers == 3
 
 
 @pytest.mark.parametrize("case", ["alpha", "dropout", "virtual, even", "epsilon 1", "no gamma"])
@@ -380,7 +442,7 @@ def test_long_epochs_take_several_calls(executor):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no timers there")
-@each_compiled
+@pytest.mark.parametrize("executor", [*COMPILED, *TEAMS])
 def test_signals_are_heard_inside_a_long_batch(executor):
     """Between its layers: the gradient, written from the last layer on, stays unfinished."""
 
