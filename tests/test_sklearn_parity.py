@@ -22,8 +22,10 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csc_array, csc_matrix, csr_array, csr_matrix, issparse
+from sklearn.datasets import make_classification
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.fixes import parse_version
+from threadpoolctl import threadpool_limits
 
 from skbn import MLPClassifierBN, MLPRegressorBN
 
@@ -585,6 +587,18 @@ def test_every_difference_is_shown():
 def test_difference_default():
     """default `batch_norm`"""
     assert MLPClassifierBN().batch_norm == MLPRegressorBN().batch_norm == "after"
+
+
+def test_difference_threads():
+    """threads"""
+    X, y = make_classification(600, 20, random_state=0)
+    fits = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            est = MLPClassifierBN((200, 200), max_iter=2, random_state=0)
+            quietly(est.fit, X, y)
+            fits.append(est.coefs_)
+    assert all(np.array_equal(one, two) for one, two in zip(*fits, strict=True))
 
 
 def test_difference_failing_call(blobs):

@@ -253,7 +253,8 @@ cdef inline bint must_stop(const Worker* me, const Plan* plan, Py_ssize_t n_rows
     """
     if n_rows > plan.rows_per_call and me.number == 0 and not me.team.wants_to_stop and handlers_raise():
         me.team.wants_to_stop = True
-        me.team.is_stopped = me.size == 1
+        if me.size == 1:
+            me.team.is_stopped = True
     return me.team.is_stopped
 
 
@@ -990,7 +991,7 @@ cdef class CPUExecutor:
         if is_stopped:
             raise _raised.pop()
         if is_free and call.work_done > 0:
-            pace.saw(threads, seconds / call.work_done, call.seconds_worked / (threads * seconds))
+            pace.saw(threads, seconds / call.work_done, call.seconds_worked / (call.n_workers * seconds))
         return seconds
 
     def train(self, X, targets, weights, rows, Py_ssize_t start, optimizer, memory, sums):
