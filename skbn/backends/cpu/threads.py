@@ -85,11 +85,9 @@ def team_size(seconds):
 
     Fits that overlap, in threads of the user's, share the processors.
     """
-    return (
-        1
-        if seconds < WORTH_A_TEAM
-        else max(1, n_threads() // len(at_work.threads | {threading.get_ident()}))
-    )
+    if seconds < WORTH_A_TEAM:
+        return 1
+    return max(1, n_threads() // len(at_work.threads | {threading.get_ident()}))
 
 
 class Pace:
