@@ -231,7 +231,7 @@ class Calls:
         for _ in range(n_calls):
             n = self.pace.threads(2)
             self.now += 0.05
-            self.pace.saw(n, *((team, worked) if n == 2 else (alone, 0.0)))
+            self.pace.saw(n, 0.05, 0.05 / (team if n == 2 else alone), worked if n == 2 else 0.0)
             taken.append(n)
         return taken
 
@@ -287,9 +287,9 @@ def test_calls_that_overlap_share_a_pace():
     calls = Calls()
     while calls.pace.threads(2) == 2:
         calls.make(1, worked=0.3)
-    calls.pace.saw(1, 0.5, 0.0)
+    calls.pace.saw(1, 0.5, 1.0, 0.0)
     calls.now += 1.0
-    calls.pace.saw(2, 1.0, 0.3)
+    calls.pace.saw(2, 1.0, 1.0, 0.3)
     assert set(calls.make(10, worked=0.3, alone=0.5)) <= {1, 2}
 
 
@@ -299,14 +299,13 @@ def test_small_calls_are_no_trial(monkeypatch):
     monkeypatch.setattr(threads, "n_threads", lambda: 2)
     pace = Pace()
     monkeypatch.setattr(module, "_inference_pace", pace)
-    pace.saw(2, 1.0, 0.0)
-    pace.saw(2, 1.0, 0.0)
+    pace.saw(2, 1.0, 1.0, 0.0)
     assert pace.threads(2) == 1
     case = network_case()
     with case.executor(BEST, case.network()) as it:
         it.predict(case.data()[0][:1])
         it.predict(np.repeat(case.data()[0], 10, axis=0))
-    pace.saw(1, 2.0, 0.0)
+    pace.saw(1, 2.0, 1.0, 0.0)
     assert pace.threads(2) == 2
 
 

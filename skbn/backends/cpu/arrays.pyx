@@ -1141,7 +1141,7 @@ cdef class Call:
         if wanted > 1:
             seconds = perf_counter() - start
             numbers = task.shape.n_rows * n_columns
-            _paces[what].saw(task.threads, seconds / numbers, worked / (task.threads * seconds))
+            _paces[what].saw(task.threads, seconds, numbers, worked / (task.threads * seconds))
             task.threads = wanted
 
 

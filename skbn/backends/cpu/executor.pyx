@@ -991,7 +991,7 @@ cdef class CPUExecutor:
         if is_stopped:
             raise _raised.pop()
         if is_free and call.work_done > 0:
-            pace.saw(threads, seconds / call.work_done, call.seconds_worked / (call.n_workers * seconds))
+            pace.saw(threads, seconds, call.work_done, call.seconds_worked / (call.n_workers * seconds))
         return seconds
 
     def train(self, X, targets, weights, rows, Py_ssize_t start, optimizer, memory, sums):

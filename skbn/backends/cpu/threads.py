@@ -99,7 +99,7 @@ class Pace:
     """
 
     WORKED = 0.85  # share of the time for which workers had a core, below which that is suspected
-    RECENT = 0.1  # weight of the last call in the averages
+    RECENT = 0.15  # seconds of work after which what was before counts by a third
     PATIENCE = 0.25, 4.0  # seconds until the choice is questioned again: at first, at most
 
     def __init__(self, clock=time.monotonic):
@@ -108,33 +108,34 @@ class Pace:
         self._patience = self.PATIENCE[0]
         self._settled = 0.0  # until when the choice is not questioned
         self._is_alone = self._is_trial = False
-        self._seconds = math.inf  # of a row, by the team
+        self._pace = math.inf  # of the team: seconds a unit of work
         self._worked = 1.0
 
     def threads(self, wanted):
         """Return how many threads a call takes that is worth so many."""
         if self._is_alone and not self._is_trial and self._clock() >= self._settled:
-            self._is_alone, self._seconds = False, math.inf
+            self._is_alone, self._pace = False, math.inf
             self._worked = self.WORKED  # one bad call, and it is suspected again
         return 1 if self._is_alone or self._is_trial else wanted
 
-    def saw(self, threads, seconds, worked):
+    def saw(self, threads, seconds, work, worked):
         """Take note of a call that was worth more than one thread.
 
-        It took so many seconds a row, and for this share of the time its workers had cores.
+        It took so many seconds for so much work, and for this share of them its workers had cores.
         """
         if threads > 1 and self._is_alone:
             pass  # it began before the choice
         elif threads > 1:
-            usual = seconds if self._seconds == math.inf else self._seconds
-            self._seconds = usual + self.RECENT * (seconds - usual)
-            self._worked += self.RECENT * (worked - self._worked)
+            weight = -math.expm1(-seconds / self.RECENT)
+            usual = seconds / work if self._pace == math.inf else self._pace
+            self._pace = usual + weight * (seconds / work - usual)
+            self._worked += weight * (worked - self._worked)
             if self._worked > (1 + self.WORKED) / 2:
                 self._patience = self.PATIENCE[0]
             elif self._clock() >= self._settled:
                 self._is_trial = self._worked < self.WORKED
         elif self._is_trial:
-            self._is_trial, self._is_alone = False, seconds < self._seconds
+            self._is_trial, self._is_alone = False, seconds / work < self._pace
             self._settled = self._clock() + self._patience
             self._patience = min(2 * self._patience, self.PATIENCE[1])
 
