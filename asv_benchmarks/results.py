@@ -162,7 +162,11 @@ def load_average():
 
 
 def merged(path, about, rows, order):
-    """The file's content with these rows in the place of those with their ids."""
+    """The file's content with these rows in the place of those with their ids.
+
+    A row whose rival is not installed here replaces nothing.
+    """
+    rows = [row for row in rows if "missing" not in row]
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     machines = old.get("machines", [])
     if about not in machines:
