@@ -125,7 +125,7 @@ def working(work, counts=BEST, name="call", finish=tuple):
         seconds, results = turn(seed, number)
         return seconds, finish(results)
 
-    return on_threads({name: finished}, counts)
+    return on_threads({name: finished}, counts, user_api="openmp")
 
 
 def skbn_steps(x, dy, gamma, beta, axis, reuse):

@@ -119,19 +119,23 @@ def compare(target, contenders, repeats, scores, aside=()):
 
 
 @contextmanager
-def limited_to(n_threads):
-    """Limit what is loaded, BLAS, OpenMP and torch, to a number of threads."""
-    with threadpool_limits(n_threads):
+def limited_to(n_threads, user_api=None):
+    """Limit what is loaded, BLAS, OpenMP and torch, to a number of threads.
+
+    Where nobody uses BLAS, say "openmp": OpenBLAS answers a new limit with a thread that spins for
+    a while, on a core that others are timed on.
+    """
+    with threadpool_limits(n_threads, user_api=user_api):
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(n_threads)
         yield
 
 
-def on_threads(variants, counts):
+def on_threads(variants, counts, user_api=None):
     """The same variants on each number of threads; limits are set outside what is timed."""
 
     def limited(turn, n_threads, seed, number):
-        with limited_to(n_threads):
+        with limited_to(n_threads, user_api):
             return turn(seed, number)
 
     return {
