@@ -99,7 +99,7 @@ class Pace:
     """
 
     WORKED = 0.85  # share of the time for which workers had a core, below which that is suspected
-    RECENT = 0.25  # seconds of work after which what was before counts by a third
+    RECENT = 0.15  # seconds of work after which what was before counts by a third
     PATIENCE = 0.25, 4.0  # seconds until the choice is questioned again: at first, at most
 
     def __init__(self, clock=time.monotonic):
