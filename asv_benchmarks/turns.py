@@ -148,9 +148,6 @@ def on_threads(variants, counts, user_api=None):
 @contextmanager
 def one_core():
     """Bind the process to one core, where the system can."""
-    from skbn.backends.cpu.threads import n_threads
-
-    n_threads()  # cores are counted once: not while all but one are hidden
     can_bind = hasattr(os, "sched_setaffinity")
     cores = os.sched_getaffinity(0) if can_bind else set()
     try:

@@ -486,6 +486,27 @@ print(inside, n_threads())
     assert run("print(n_threads())", before=first, OMP_NUM_THREADS="3") == ["1"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_of_a_parent_that_has_computed_nothing():
+    """Another package may have used the same OpenMP: having imported skbn is enough."""
+    program = """
+import os, skbn
+pid = os.fork()
+if pid == 0:
+    from skbn.backends.cpu.threads import n_threads
+    os._exit(n_threads() != 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout.split(), done.returncode) == (["0"], 0), done.stderr
+
+
 # The guard that keeps BLAS on one thread.
 
 

@@ -26,14 +26,13 @@ from skbn.backends.cpu.lines cimport (
 from skbn.backends.cpu.products cimport (
     ROWS,
     SKBN_PANEL,
-    count_tiles,
     dot,
     multiply_tile,
     multiply_transposed_one,
     outer_product,
     rows_of_product,
 )
-from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile, rows_of_tile
+from skbn.backends.cpu.team cimport Worker, count_tiles, first_tile, meet, next_tile, rows_of_tile
 from skbn.backends.records cimport SKBN_IDENTITY, SKBN_RELU
 
 cdef enum:

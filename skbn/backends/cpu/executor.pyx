@@ -63,7 +63,6 @@ from skbn.backends.cpu.products cimport (
     ROWS_THAT_PACK,
     SKBN_HAS_PRODUCTS,
     SKBN_PANEL,
-    count_tiles,
 )
 from skbn.backends.cpu.rows cimport (
     Rows,
@@ -77,6 +76,7 @@ from skbn.backends.cpu.team cimport (
     Team,
     Worker,
     clock,
+    count_tiles,
     first_tile,
     meet,
     next_tile,

@@ -70,6 +70,7 @@ static inline double_line skbn_mask_double(double_line dy, double_line y) { retu
 /* Minus 0 changes no number, so the compiler drops it; plus 0 would turn -0 into 0. */
 static inline float_line skbn_splat_float(float value) { return value - (float_line){0}; }
 static inline double_line skbn_splat_double(double value) { return value - (double_line){0}; }
+
 /* a * b + c, in one rounding where the processor can. -ffp-contract=off leaves the choice to us, so that bits do not
  * depend on what a compiler chooses to fuse. */
 #if defined(__AVX512F__)

@@ -10,7 +10,7 @@ from libc.math cimport M_PI, cos, pow, sqrt
 from libc.stdint cimport int64_t
 
 from skbn.backends.cpu.elementary cimport magnitude, root
-from skbn.backends.cpu.team cimport Worker, first_tile, meet, next_tile
+from skbn.backends.cpu.team cimport Worker, count_tiles, first_tile, meet, next_tile
 from skbn.backends.records cimport (
     SKBN_ADAM,
     SKBN_COSINE,
@@ -103,7 +103,7 @@ cdef inline double scheduled_rate(const OptimizerRecord* optimizer, double t) no
 
 
 cdef inline Py_ssize_t optimizer_tiles(Py_ssize_t size) noexcept nogil:
-    return (size + TILE - 1) // TILE
+    return count_tiles(size, TILE)
 
 
 cdef inline void sum_squares(

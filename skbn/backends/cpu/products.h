@@ -10,7 +10,8 @@
 
 #include "lines.h"
 
-/* A second factor up to SKBN_SMALL_FACTOR bytes is read as it lies: measured with 32 and 256 rows, 50 to 512 columns. */
+/* A second factor up to SKBN_SMALL_FACTOR bytes is read as it lies: so far loops over it beat BLAS without packing, with
+ * 32 and 256 rows, 50 to 512 columns. */
 #if defined(__GNUC__) && defined(__AVX512F__)
 enum { SKBN_HAS_PRODUCTS = 1, SKBN_SMALL_FACTOR = 256 * 1024, SKBN_PANEL = 64 };
 #elif defined(__GNUC__) && defined(__FMA__)

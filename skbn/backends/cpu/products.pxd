@@ -3,9 +3,8 @@
 
 A tile is some rows by a panel of columns. Its second factor is packed, a block of DEPTH rows at a time, so that the
 innermost loop (products.h) reads it from one place; a factor that stays in cache as it is, is not. OpenBLAS packs at
-every call, both factors: with 50 hidden units twice, a step takes 5.5 us with these loops and 10.8 with BLAS, and at
-784-512-512-10 they do 114 billion operations a second where BLAS does 104. BLAS is for processors without fused
-multiply-adds and for compilers without vector types.
+every call, both factors, which costs most where layers are small; C7 of docs/benchmarks.md holds a large network
+against its products. BLAS is for processors without fused multiply-adds and for compilers without vector types.
 
 Sums run over a block in order and blocks are added in order, so an element's bits depend on nothing but its row, its
 column and their length. BLAS promises nothing of the kind, but gets the same tiles on any number of threads, and one
@@ -32,7 +31,7 @@ from skbn.backends.cpu.lines cimport (
     transpose_double,
     transpose_float,
 )
-from skbn.backends.cpu.team cimport Worker, fair_share
+from skbn.backends.cpu.team cimport Worker, count_tiles, fair_share
 
 cdef extern from "cpu/products.h" nogil:
     enum:
@@ -61,10 +60,6 @@ cdef inline Py_ssize_t rows_of_product(
 ) noexcept nogil:
     """Rows of a tile; BLAS's are fixed, because its bits may depend on them."""
     return fair_share(me, n_rows * n_panels, 32, least, ROWS) if SKBN_HAS_PRODUCTS else ROWS
-
-
-cdef inline Py_ssize_t count_tiles(Py_ssize_t size, Py_ssize_t tile) noexcept nogil:
-    return (size + tile - 1) // tile
 
 
 cdef inline line products(const line* x, const line* y, Py_ssize_t n_lines) noexcept nogil:

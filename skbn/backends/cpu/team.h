@@ -33,7 +33,7 @@ typedef struct {
     int round;              /* meetings so far */
     int wants_to_stop;      /* set by the leader; all hear of it at the same meeting */
     int is_stopped;
-    long long worked;       /* nanoseconds for which workers had a core, were it to spin */
+    long long worked;       /* nanoseconds for which workers had a core, spinning included */
 } skbn_team;
 
 typedef struct {

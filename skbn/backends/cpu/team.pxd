@@ -21,6 +21,11 @@ cdef extern from "cpu/team.h" nogil:
     void meet "skbn_meet"(const Worker* me) noexcept
 
 
+cdef inline Py_ssize_t count_tiles(Py_ssize_t size, Py_ssize_t tile) noexcept nogil:
+    """Tiles of so much, the last of which may be smaller."""
+    return (size + tile - 1) // tile
+
+
 cdef inline Py_ssize_t rows_of_tile(Py_ssize_t stride) noexcept nogil:
     """Rows that elementwise work takes at a time: enough to be worth taking, few enough to go round."""
     return max(<Py_ssize_t> 1, 16384 // stride)

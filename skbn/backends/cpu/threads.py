@@ -123,9 +123,9 @@ class Pace:
 
         It took so many seconds for so much work, and for this share of them its workers had cores.
         """
-        if threads > 1 and self._is_alone:
-            pass  # it began before the choice
-        elif threads > 1:
+        if threads > 1:
+            if self._is_alone:
+                return  # it began before the choice
             weight = -math.expm1(-seconds / self.RECENT)
             usual = seconds / work if self._pace == math.inf else self._pace
             self._pace = usual + weight * (seconds / work - usual)
