@@ -8,7 +8,7 @@ from functools import cache
 
 # Small, and early: a fork must be noticed from the start, and limits that are set on OpenMP reach
 # only what is loaded. Kernels are loaded when something computes.
-from skbn.backends import cpu
+from skbn.backends import cpu, cuda
 from skbn.backends.cpu import threads  # noqa: F401
 
 
@@ -31,6 +31,8 @@ def get_executor(device):
         from skbn.backends.reference import ReferenceExecutor
 
         return ReferenceExecutor
+    if device == "cuda":
+        return cuda.executor_class()
     raise _unknown(device)
 
 
@@ -54,13 +56,11 @@ def get_array_functions(device):
         from skbn.backends import reference_arrays
 
         return reference_arrays
+    if device == "cuda":
+        return cuda.array_functions()
     raise _unknown(device)
 
 
 def _unknown(device):
-    """Return the error that says what is wrong with a device."""
-    if device == "cuda":
-        return NotImplementedError(
-            "device='cuda' is not implemented in this version of skbn; use device=None or 'cpu'."
-        )
+    """Return the error for a device that does not exist."""
     return ValueError(f"device must be None, 'cpu' or 'cuda', got {device!r}.")

@@ -13,7 +13,13 @@
 #ifndef SKBN_RECORDS_H
 #define SKBN_RECORDS_H
 
+#ifdef __CUDACC_RTC__ /* compiles without a C library */
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+typedef unsigned int uint32_t;
+#else
 #include <stdint.h>
+#endif
 
 enum { SKBN_DENSE = 1, SKBN_BATCH_NORM = 2, SKBN_DROPOUT = 3, SKBN_ELEMENTWISE = 4 };
 

@@ -1,0 +1,19 @@
+"""The card's kernels and what drives them. Nothing here is imported before something is on a card.
+
+``card.py`` is the only module that imports CuPy.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+from importlib import import_module
+
+
+def executor_class():
+    """Return the executor that computes on the current card; raise if there is none."""
+    import_module(f"{__name__}.card").current()
+    return import_module(f"{__name__}.executor").CUDAExecutor
+
+
+def array_functions():
+    """Return the module that normalizes arrays on cards; raise if there is none."""
+    import_module(f"{__name__}.card").current()
+    return import_module(f"{__name__}.arrays")
