@@ -62,7 +62,7 @@ constexpr int warpSize = 32;
 namespace shim {
 
 constexpr unsigned MOST_THREADS = 1024, WALL = 512, MOST_SHARED = 1 << 18;
-constexpr size_t STACK = 1 << 16;
+constexpr size_t STACK = (1 << 16) + 576; /* not a power of two: those would share lines of the cache */
 
 /* Signalling NaN: arithmetic changes its bits, so a wall that was read, computed with and written shows it. */
 constexpr unsigned WALL_BYTES = sizeof(real) == 4 ? 0xffb5 : 0xfff5;
@@ -416,6 +416,10 @@ SHIM_SHUFFLE(__shfl_up_sync, unsigned k, lane - (int)k)
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 template <class T> T __ldg(const T *p) { return *p; }
+template <class T> T __ldcg(const T *p) { return *p; }
+template <class T> T __ldcs(const T *p) { return *p; }
+template <class T> void __stcg(T *p, T value) { *p = value; }
+template <class T> void __stcs(T *p, T value) { *p = value; }
 
 #define SHIM_ATOMICS(type) \
     inline type atomicAdd(type *p, type v) { type old = *p; return *p = (type)((unsigned long long)old + v), old; } \

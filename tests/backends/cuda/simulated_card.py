@@ -9,6 +9,7 @@ fails here as it would on a card. Memory has walls, and is NaN before somebody w
 import ctypes
 import hashlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -17,8 +18,9 @@ import sys
 import tempfile
 import threading
 import weakref
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -382,6 +384,12 @@ class Graph:
             call()
 
 
+class Device(NamedTuple):
+    """Which card."""
+
+    id: int
+
+
 class SimulatedCard:
     """The stand-in for :class:`skbn.backends.cuda.card.Card`.
 
@@ -389,14 +397,14 @@ class SimulatedCard:
     ----------
     seed : int
         Decides in which order blocks and threads run; no result may depend on it.
-    shared_memory, multiprocessors, free_memory : int
-        What the card says of itself.
+    shared_memory, multiprocessors, memory : int
+        What it has; no result may depend on it.
     """
 
-    def __init__(self, seed=0, *, shared_memory=101376, multiprocessors=4, free_memory=2**30):
-        self.device, self.name = "<simulated device 0>", "simulated card"
+    def __init__(self, seed=0, *, shared_memory=101376, multiprocessors=4, memory=2**30):
+        self.device, self.name = Device(0), "simulated card"
         self.multiprocessors, self.shared_memory = multiprocessors, shared_memory
-        self._free_memory = free_memory
+        self._memory = memory
         self._seeds = itertools.count(seed << 32)
         self._captured = None
         self._damage = []  # what walls of memory that is gone showed
@@ -416,12 +424,15 @@ class SimulatedCard:
 
     @property
     def free_memory(self):
-        return self._free_memory
+        return self._memory - sum(memory.bytes.size for memory in list(self._memories))
 
     def empty(self, shape, dtype):
         self._outside_captures("an allocation")
         dtype, shape = np.dtype(dtype), (shape,) if np.ndim(shape) == 0 else tuple(shape)
-        memory = Memory(self, reduce(int.__mul__, map(int, shape), dtype.itemsize), dtype)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes > self.free_memory:
+            raise MemoryError(f"Out of memory allocating {n_bytes:,} bytes.")
+        memory = Memory(self, n_bytes, dtype)
         self._memories.add(memory)
         return SimulatedArray(memory.bytes.view(dtype).reshape(shape), memory)
 
