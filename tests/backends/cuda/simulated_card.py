@@ -37,7 +37,7 @@ FLAGS = (
     f"-fsanitize={SANITIZED},float-cast-overflow,return",
 )
 WALL = 128  # pairs of bytes
-BOUNDS = re.compile(r"__launch_bounds__\((\w+)\)\s*(\w+)\(")
+BOUNDS = re.compile(r"__launch_bounds__\(([^,)]*)[^)]*\)\s*(\w+)\(")
 LAUNCHING = threading.Lock()  # a compiled file runs one grid at a time
 
 
@@ -62,7 +62,7 @@ def library(text, names, dtype):
     flags = [*FLAGS, f"-Dreal={real}"]
     bounds = {**dict.fromkeys(names, 1024), **{name: n for n, name in BOUNDS.findall(text)}}
     launchers = "".join(f"SHIM_KERNEL({name}, {n})\n" for name, n in bounds.items())
-    code = f'#include "shim.h"\n#line 1 "kernels"\n{text}\nSHIM_FILE\n{launchers}'
+    code = f'#include "shim.h"\n#line 1 "kernels"\n{text}\n{launchers}'
     everything = "\0".join([version, *flags, SHIM.read_text("utf-8"), code])
     target = BUILT / f"kernels-{hashlib.sha256(everything.encode()).hexdigest()[:32]}.so"
     if not target.exists():
@@ -175,8 +175,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
         return (2, 0)
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        if dl_device not in (None, (1, 0), (2, 0)):
-            raise BufferError("unsupported device requested.")
+        if dl_device not in (None, (1, 0), (2, 0)) or (dl_device is None and stream is None):
+            raise BufferError("unsupported device requested.")  # by NumPy, for one
         return (self.get() if dl_device == (1, 0) else self._values).__dlpack__()
 
     def __array__(self, dtype=None, copy=None):
@@ -450,13 +450,12 @@ class SimulatedCard:
         return np.frombuffer(np.full(size * np.dtype(dtype).itemsize, 0xFF, np.uint8), dtype)
 
     def upload(self, array):
-        self._outside_captures("a copy to the card")
-        if isinstance(array, SimulatedArray):
-            return array
-        return self._filled(np.asarray(array))
+        target = self.empty(array.shape, array.dtype)
+        self.write(target, array)
+        return target
 
     def write(self, target, array):
-        target.set(np.ascontiguousarray(array).reshape(target.shape))
+        target.set(np.ascontiguousarray(array))
 
     def read(self, source, out=None):
         return source.get(out=out)
@@ -478,8 +477,14 @@ class SimulatedCard:
             )
         if isinstance(x, SimulatedArray):
             return x._view(x._values)
-        values = np.from_dlpack(_OnHost(x))
-        return SimulatedArray(values, Memory(self, values.nbytes, values.dtype, values))
+        host = np.from_dlpack(_OnHost(x))
+        size = sum((n - 1) * step for n, step in zip(host.shape, host.strides, strict=True))
+        size = size + host.itemsize if host.size else 0
+        # By its address, as on a card; NumPy would not write to it.
+        raw = np.ndarray(size, np.uint8, (ctypes.c_uint8 * size).from_address(host.ctypes.data))
+        memory = Memory(self, size, host.dtype, raw)
+        memory.owner = host
+        return SimulatedArray(np.ndarray(host.shape, host.dtype, raw, 0, host.strides), memory)
 
     # Kernels.
 
