@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cases import COMPILED, each_dtype, read_only
+from cases import LEVELS, each_dtype, read_only
 from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
@@ -33,7 +33,7 @@ WALL = 1024  # numbers before and behind an array
 needs_openmp = pytest.mark.skipif(not has_openmp(), reason="built without OpenMP")
 
 
-@pytest.fixture(params=COMPILED)
+@pytest.fixture(params=LEVELS)
 def functions(request):
     return cpu.array_functions(request.param)
 
@@ -620,7 +620,7 @@ def test_what_does_not_fit_is_an_error(name, wrong, functions):
 
 
 def test_get_array_functions():
-    best = cpu.array_functions(COMPILED[-1])
+    best = cpu.array_functions(LEVELS[-1])
     assert get_array_functions(None) is get_array_functions("cpu") is best
     assert get_array_functions("reference") is reference_arrays
     with pytest.raises(NotImplementedError, match="cuda"):
