@@ -338,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_input_g
 
 /* Take the statistics of a batch, virtual batch by virtual batch, into the moving ones (docs/design.md).
  *
- * A block takes a layer. `statistics` of a layer begin behind those of the layers before it, whose `saved` count three rows where these have
- * two; `totals` is (n_layers, n_virtual). A batch without weight changes nothing. */
+ * A block takes a layer. `statistics` of a layer begin behind those of the layers before it, whose `saved` count three
+ * rows where these have two; `totals` is (n_layers, n_virtual). A batch without weight changes nothing. */
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) update_moving_statistics(
     double *state, const double *statistics, const double *totals, const double *total, const LayerRecord *layers,
     int64_t n_virtual, int64_t n_rows)
