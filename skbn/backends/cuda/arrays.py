@@ -1,12 +1,14 @@
 """Batch normalization of arrays on a card: reference_arrays.py's functions, by arrays.cu's kernels.
 
-Arrays are device arrays of float32 or float64; gamma, beta and statistics are float64, on the card
-or NumPy's; weights are NumPy's. Results are on the card. Kernels want an array's memory as (outer,
-columns, inner), the rows before and behind the columns: C and Fortran order and channels first or
-last are that as they lie. What is not is packed: one copy, and one more of what is written.
+Arrays lie on the current card, or are NumPy's: those are uploaded, and results are NumPy's too.
+Gamma, beta and statistics, float64, may lie here or there; weights are NumPy's. Kernels want an
+array's memory as (outer, columns, inner), the rows before and behind the columns: C and Fortran
+order and channels first or last are that as they lie. What is not is packed: one copy, and one more
+of what is written.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from math import prod
@@ -24,72 +26,211 @@ N_MOMENTS, N_GRADIENTS = 4, 2  # what a chunk leaves for a column
 
 def moments(x, axes, weights=None, ignore_nan=False):
     """Return weight, mean in two parts and biased variance of each column, (4, n_columns)."""
-    card, order = cards.current(), memory_order(x, axes)
-    return _statistics(card, _packed(x, order), _Tiles.of(x, axes, order), 0, weights, ignore_nan)[
-        :4
-    ]
+    data = _Data(x, axes)
+    return data.result(_statistics(data, 0, weights, ignore_nan)[:4])
 
 
 def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=None):
     """Normalize with the statistics of x; return mean in two parts, variance and 1/std, (4, n)."""
-    card, order = cards.current(), memory_order(x, axes)
-    x, tiles = _packed(x, order), _Tiles.of(x, axes, order)
-    statistics = _statistics(card, x, tiles, epsilon, weights)[1:]
-    gamma, beta = _on_card(card, gamma, beta)
-    _normalize(card, y, x, order, tiles, statistics, gamma, beta, activation)
-    return statistics
+    data = _Data(x, axes)
+    statistics = _statistics(data, epsilon, weights)[1:]
+    _normalize(y, data, statistics, gamma, beta, activation)
+    return data.result(statistics)
 
 
 def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, epsilon, activation):
     """Normalize with given statistics."""
-    card, order = cards.current(), memory_order(x, axes)
-    x, tiles = _packed(x, order), _Tiles.of(x, axes, order)
-    mean, low, var, gamma, beta = _on_card(card, mean, low, var, gamma, beta)
-    inv_std = card.empty(tiles.columns, np.float64)
-    blocks = -(-tiles.columns // THREADS)
-    kernel = card.kernel("arrays", "inverse_stds", x.dtype)
-    card.launch(kernel, (blocks,), (THREADS,), (inv_std, var, float(epsilon), tiles.columns))
-    _normalize(card, y, x, order, tiles, (mean, low, None, inv_std), gamma, beta, activation)
+    data = _Data(x, axes)
+    mean, low, var = data.vectors(mean, low, var)
+    inv_std = data.card.empty(data.tiles.columns, np.float64)
+    data.launch("inverse_stds", THREADS, (inv_std, var, float(epsilon)))
+    _normalize(y, data, (mean, low, None, inv_std), gamma, beta, activation)
 
 
 def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, activation, weights=None):
     """Write dx; return dgamma and dbeta, (2, n_columns)."""
-    card, order = cards.current(), memory_order(x, axes)
-    tiles = _Tiles.of(x, axes, order)
-    x, dy = _packed(x, order), _packed(dy, order)
-    statistics, gamma, beta = _on_card(card, statistics, gamma, beta)
+    data = _Data(x, axes)
+    dy = data.packed(dy)
     mean, low, _, inv_std = statistics
-    given = mean, low, inv_std, gamma, beta
-    parts = card.empty((tiles.n_chunks, N_GRADIENTS, tiles.columns), np.float64)
-    tiles.launch(card, "gradient_sums", (parts, dy, x, *given, int(activation)), N_GRADIENTS)
-    sums = card.empty((N_GRADIENTS, tiles.columns), np.float64)
-    _merge(card, "merge_gradients", x.dtype, (sums, parts, inv_std), tiles)
-    total, weights = _weights(card, weights, tiles.n_rows)
-    target = _target(card, dx, order)
-    tiles.launch(
-        card, "input_gradient", (target, dy, x, sums, *given, *weights, 1 / total, int(activation))
-    )
-    _give(dx, target, order)
-    return sums
+    given = data.vectors(mean, low, inv_std, gamma, beta)
+    parts = data.parts(N_GRADIENTS)
+    data.launch_tiles("gradient_sums", (parts, dy, data.x, *given, int(activation)), N_GRADIENTS)
+    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
+    data.launch("merge_gradients", LANES, (sums, parts, inv_std, data.tiles.n_chunks))
+    total, weights = data.weights(weights)
+    with data.written(dx) as target:
+        of_rows = *weights, 1 / total, int(activation)
+        data.launch_tiles("input_gradient", (target, dy, data.x, sums, *given, *of_rows))
+    return data.result(sums)
 
 
 def find_non_finite(x, axes):
-    """Return whether there is NaN, and whether infinity, in each column: NumPy, (2, n_columns)."""
-    card, order = cards.current(), memory_order(x, axes)
-    tiles = _Tiles.of(x, axes, order)
-    found = card.zeros((2, tiles.columns), np.int64)
+    """Return whether NaN, and whether infinity, is in each column: (2, n_columns), NumPy's."""
+    data = _Data(x, axes)
+    found = data.card.zeros((2, data.tiles.columns), np.int64)
+    kernel = data.card.kernel("arrays", "find_non_finite", x.dtype)
     blocks = min(-(-x.size // THREADS), 2**16)
-    kernel = card.kernel("arrays", "find_non_finite", x.dtype)
-    shape = tiles.n_rows, tiles.columns, tiles.inner
-    card.launch(kernel, (blocks,), (THREADS,), (found, _packed(x, order), *shape))
-    return card.read(found) > 0
+    shape = data.tiles.n_rows, data.tiles.columns, data.tiles.inner
+    data.card.launch(kernel, (blocks,), (THREADS,), (found, data.x, *shape))
+    return data.card.read(found) > 0
+
+
+def _statistics(data, epsilon, weights=None, ignore_nan=False):
+    """Return weight, mean in two parts, variance and 1/std of each column, (5, n_columns)."""
+    parts = data.parts(N_MOMENTS)
+    if weights is None and not ignore_nan:
+        data.launch_tiles("moments", (parts, data.x), 2)
+    else:
+        _, weights = data.weights(weights)
+        data.launch_tiles("weighted_moments", (parts, data.x, *weights, int(ignore_nan)), 3)
+    statistics = data.card.empty((5, data.tiles.columns), np.float64)
+    data.launch("merge_moments", LANES, (statistics, parts, float(epsilon), data.tiles.n_chunks))
+    return statistics
+
+
+def _normalize(y, data, statistics, gamma, beta, activation):
+    mean, low, _, inv_std = statistics
+    given = data.vectors(mean, low, inv_std, gamma, beta)
+    with data.written(y) as target:
+        data.launch_tiles("normalize", (target, data.x, *given, int(activation)))
+
+
+class _Data:
+    """An array that kernels can read, and how their blocks share it out.
+
+    Parameters
+    ----------
+    x : device array or ndarray
+        The array.
+    axes : tuple of int
+        The axes kept, in ascending order.
+    """
+
+    def __init__(self, x, axes):
+        self.card, self.is_host = cards.current(), isinstance(x, np.ndarray)
+        self.axes, self.shape, self.dtype = axes, x.shape, x.dtype
+        self.order = memory_order(x, axes)
+        lengths = [x.shape[axis] for axis in self.order]
+        kept = [k for k, axis in enumerate(self.order) if axis in axes and lengths[k] > 1]
+        columns = prod(lengths[k] for k in kept)
+        inner = prod(lengths[kept[-1] + 1 :] if kept else lengths)
+        self.tiles = tiles_of(x.size // columns, columns, inner, x.dtype.itemsize)
+        self.x = self.packed(x)
+
+    def vectors(self, *values):
+        """Return numbers of the columns, or None, on the card; kernels trust them."""
+        for value in values:
+            if value is not None:
+                self._check(value, (self.tiles.columns,), np.dtype(np.float64))
+        return [self.card.upload(v) if isinstance(v, np.ndarray) else v for v in values]
+
+    def _check(self, array, shape, dtype):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"Expected numbers of type {dtype.char!r} in shape {shape}, got "
+                f"{array.dtype.char!r} in shape {array.shape}."
+            )
+
+    def result(self, array):
+        """Return a result where the array came from."""
+        return self.card.read(array) if self.is_host else array
+
+    def packed(self, x):
+        """Return an array of this shape on the card, in the order of x: as it lies if it can."""
+        self._check(x, self.shape, self.dtype)
+        x = x.transpose(self.order)
+        if isinstance(x, np.ndarray):
+            return self.card.upload(x)
+        return x if x.flags.c_contiguous else x.copy()
+
+    @contextmanager
+    def written(self, out):
+        """Give memory for what belongs into ``out``, and take it there in the end."""
+        self._check(out, self.shape, self.dtype)
+        view = out.transpose(self.order)
+        if not isinstance(out, np.ndarray) and view.flags.c_contiguous:
+            yield view
+            return
+        target = self.card.empty(view.shape, view.dtype)
+        yield target
+        view[...] = self.result(target)
+
+    def weights(self, weights):
+        """Return the weight of all rows, and what kernels want to know of each."""
+        if weights is None:
+            return float(self.tiles.n_rows), (None, 1)
+        if weights.shape != self.shape[:1] or 0 in self.axes:
+            raise ValueError(
+                f"Expected a weight for each of {self.shape[0]} samples, got {weights.shape}."
+            )
+        rows_per_sample = self.tiles.n_rows // weights.size
+        return float(weights.sum() * rows_per_sample), (self.card.upload(weights), rows_per_sample)
+
+    def parts(self, n):
+        """Return memory for n numbers that every chunk leaves of every column."""
+        return self.card.empty((self.tiles.n_chunks, n, self.tiles.columns), np.float64)
+
+    def launch(self, name, columns_per_block, arguments):
+        """Queue a kernel over the columns."""
+        kernel = self.card.kernel("arrays", name, self.x.dtype)
+        columns = self.tiles.columns
+        blocks = -(-columns // columns_per_block)
+        self.card.launch(kernel, (blocks,), (THREADS,), (*arguments, columns))
+
+    def launch_tiles(self, name, arguments, n_sums=0):
+        """Queue a kernel in which every thread has so many sums for each of its columns."""
+        tiles = self.tiles
+        side_by_side = "across" if tiles.vector > 1 else "down"
+        kernel = self.card.kernel("arrays", f"{name}_{side_by_side}", self.x.dtype)
+        n_tiles = -(-tiles.columns // (tiles.across * tiles.vector))
+        blocks = n_tiles * -(-tiles.n_chunks // (LANES // tiles.across))
+        shared = THREADS * tiles.vector * n_sums * 8
+        self.card.launch(kernel, (blocks,), (THREADS,), (*arguments, *tiles[:5]), shared)
+
+
+class Tiles(NamedTuple):
+    """How blocks share out an array; the order of sums depends on the number of rows alone."""
+
+    n_rows: int
+    columns: int
+    inner: int
+    chunk_rows: int
+    across: int
+    vector: int
+
+    @property
+    def n_chunks(self):
+        """Number of chunks of the rows."""
+        return -(-self.n_rows // self.chunk_rows)
+
+
+@cache
+def tiles_of(n_rows, columns, inner, itemsize):
+    """Return the tiles of an array of numbers of so many bytes.
+
+    Chunks grow with the square root of the rows: there are enough of them to keep a card busy, and
+    few enough to be merged in no time.
+    """
+    chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
+    vector = 16 // itemsize if inner == 1 else 1
+    across = 1
+    while vector > 1 and across < LANES and across * vector < columns:
+        across *= 2
+    return Tiles(n_rows, columns, inner, chunk_rows, across, vector)
 
 
 # How an array lies.
 
 
+def packed(x, axes):
+    """Return x, or a copy without gaps where kernels cannot read it as it lies."""
+    order = memory_order(x, axes)
+    view = x.transpose(order)
+    return x if view.flags.c_contiguous else view.copy().transpose(np.argsort(order).tolist())
+
+
 def memory_order(x, axes):
-    """Return all axes in an order in which kernels can read an array: that of its memory if it has one.
+    """Return all axes in an order in which kernels can read an array: that of memory if possible.
 
     Rows and columns must be in C order, and columns in one piece; else rows come first.
     """
@@ -104,111 +245,3 @@ def memory_order(x, axes):
     if in_order and sum(pieces) <= 1 and x.transpose(order).flags.c_contiguous:
         return order
     return [*reduced, *axes]
-
-
-def _packed(x, order):
-    """Return an array with its axes in this order, without gaps: a copy only if need be."""
-    x = x.transpose(order)
-    return x if x.flags.c_contiguous else x.copy()
-
-
-def _target(card, out, order):
-    """Return where to write what belongs into out."""
-    target = out.transpose(order)
-    return target if target.flags.c_contiguous else card.empty(target.shape, target.dtype)
-
-
-def _give(out, target, order):
-    """Write the target to where it belongs, if it does not lie there."""
-    view = out.transpose(order)
-    if not view.flags.c_contiguous:
-        view[...] = target
-
-
-class _Tiles(NamedTuple):
-    """How the blocks of a kernel share out an array; sums depend on the number of rows alone."""
-
-    n_rows: int
-    columns: int
-    inner: int
-    chunk_rows: int
-    across: int
-    vector: int
-
-    @classmethod
-    def of(cls, x, axes, order):
-        """Return the tiles of an array whose axes have an order in memory."""
-        lengths = [x.shape[axis] for axis in order]
-        kept = [k for k, axis in enumerate(order) if axis in axes and lengths[k] > 1]
-        columns = prod(lengths[k] for k in kept)
-        n_rows = x.size // columns
-        inner = prod(lengths[kept[-1] + 1 :]) if kept else n_rows
-        return _tiles(n_rows, columns, inner, x.dtype.itemsize)
-
-    @property
-    def n_chunks(self):
-        return -(-self.n_rows // self.chunk_rows)
-
-    def launch(self, card, name, arguments, n_sums=0):
-        """Queue a kernel in which every thread has so many sums for each of its columns."""
-        side_by_side = "across" if self.vector > 1 else "down"
-        kernel = card.kernel("arrays", f"{name}_{side_by_side}", arguments[1].dtype)
-        n_tiles = -(-self.columns // (self.across * self.vector))
-        blocks = n_tiles * -(-self.n_chunks // (LANES // self.across))
-        shared = THREADS * self.vector * n_sums * 8
-        card.launch(kernel, (blocks,), (THREADS,), (*arguments, *self[:5]), shared)
-
-
-@cache
-def _tiles(n_rows, columns, inner, itemsize):
-    """Chunks grow like the square root of the rows, so that their sums are as many as they are."""
-    chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
-    vector = 16 // itemsize if inner == 1 else 1
-    across = 1
-    while vector > 1 and across < LANES and across * vector < columns:
-        across *= 2
-    return _Tiles(n_rows, columns, inner, chunk_rows, across, vector)
-
-
-# Kernels.
-
-
-def _on_card(card, *vectors):
-    """Return vectors of float64 as they are needed by kernels: what is NumPy's is uploaded."""
-    return [card.upload(v) if isinstance(v, np.ndarray) else v for v in vectors]
-
-
-def _weights(card, weights, n_rows):
-    """Return the weight of all rows, and what kernels want to know of each."""
-    if weights is None:
-        return float(n_rows), (None, 1)
-    rows_per_sample = n_rows // weights.size
-    return float(weights.sum() * rows_per_sample), (card.upload(weights), rows_per_sample)
-
-
-def _statistics(card, x, tiles, epsilon, weights=None, ignore_nan=False):
-    """Return weight, mean in two parts, variance and 1/std of each column, (5, n_columns)."""
-    parts = card.empty((tiles.n_chunks, N_MOMENTS, tiles.columns), np.float64)
-    if weights is None and not ignore_nan:
-        tiles.launch(card, "moments", (parts, x), 2)
-    else:
-        _, weights = _weights(card, weights, tiles.n_rows)
-        tiles.launch(card, "weighted_moments", (parts, x, *weights, int(ignore_nan)), 3)
-    statistics = card.empty((5, tiles.columns), np.float64)
-    _merge(card, "merge_moments", x.dtype, (statistics, parts, float(epsilon)), tiles)
-    return statistics
-
-
-def _merge(card, name, dtype, arguments, tiles):
-    kernel = card.kernel("arrays", name, dtype)
-    blocks = -(-tiles.columns // LANES)
-    card.launch(kernel, (blocks,), (THREADS,), (*arguments, tiles.n_chunks, tiles.columns))
-
-
-def _normalize(card, y, x, order, tiles, statistics, gamma, beta, activation):
-    """Write the output for an array packed in this order."""
-    mean, low, _, inv_std = statistics
-    target = _target(card, y, order)
-    given = target, x, mean, low, inv_std, gamma, beta, int(activation)
-    tiles.launch(card, "normalize", given)
-    _give(y, target, order)

@@ -6,7 +6,8 @@
  *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))
  *
  * Statistics: each chunk of rows sums deviations, and their squares, from its first row, which cancels nothing but what
- * the spread of a chunk itself does; a constant chunk has the variance 0 exactly. With weights, and where NaN is to be
+ * the spread of a chunk itself does; float64, which has no digits to spare, from the mean of its first rows. A constant
+ * chunk has the variance 0 exactly. With weights, and where NaN is to be
  * ignored, the first row may hardly count or not at all: there a chunk takes the first row that does, finds the mean from
  * it, and goes over its rows again. Chunks are merged relative to the mean of the first one (Chan et al., 1979), in a
  * kernel of its own: its blocks are many and small, where the last block to finish would be one, and no counter need be
@@ -55,12 +56,25 @@ template <int V> DEVICE void moments(double *parts, const real *x, const Shape &
     enum { BATCH = Seat<V>::BATCH };
     Seat<V> seat(shape, false);
     const bool whole = seat.is_whole(x);
-    double origin[V], total[V] = {}, squares[V] = {};
+    double origin[V], start[V] = {}, total[V] = {}, squares[V] = {};
     if (seat.n > 0) {
         const Numbers<V> first = seat.load(x, seat.offset_of(seat.first), whole);
 #pragma unroll
         for (int v = 0; v < V; v++)
             origin[v] = first.at[v];
+    }
+    if (sizeof(real) == sizeof(double)) {
+        const double n_first = (double)smaller(GROUPS, seat.end - seat.first);
+        const bool is_row = seat.row < seat.end;
+        const Numbers<V> numbers = is_row ? seat.load(x, seat.offset, whole) : Numbers<V>{};
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            sums[seat.template sum<1>(0, v)] = is_row ? (double)numbers.at[v] - origin[v] : 0;
+        add_groups(sums, LANES * V);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            start[v] = sums[seat.seat * V + v] / n_first;
+        __syncthreads(); /* somebody may still read */
     }
     while (seat.row < seat.end) {
         Numbers<V> batch[BATCH];
@@ -77,7 +91,9 @@ template <int V> DEVICE void moments(double *parts, const real *x, const Shape &
 #pragma unroll
             for (int v = 0; v < V; v++) {
                 if (is_row[k]) {
-                    const double deviation = (double)batch[k].at[v] - origin[v];
+                    double deviation = (double)batch[k].at[v] - origin[v];
+                    if (sizeof(real) == sizeof(double))
+                        deviation -= start[v];
                     total[v] += deviation;
                     squares[v] = fma(deviation, deviation, squares[v]);
                 }
@@ -96,9 +112,9 @@ template <int V> DEVICE void moments(double *parts, const real *x, const Shape &
 #pragma unroll
     for (int v = 0; v < V; v++) {
         if (v < seat.n) {
-            const double all = sums[seat.template sum<2>(0, v)], distance = all / weight;
-            const double about = fma(-all, distance, sums[seat.template sum<2>(1, v)]);
-            leave_moments(parts, seat, v, weight, origin[v], distance, not_negative(about));
+            const double all = sums[seat.template sum<2>(0, v)], mean = all / weight;
+            const double about = fma(-all, mean, sums[seat.template sum<2>(1, v)]);
+            leave_moments(parts, seat, v, weight, origin[v], start[v] + mean, not_negative(about));
         }
     }
 }
