@@ -205,7 +205,7 @@ DEVICE void weighted_moments(
 DEVICE int64_t column_to_merge() { return (int64_t)blockIdx.x * LANES + threadIdx.x % LANES; }
 
 /* statistics: (5, columns), weight, mean in two parts, variance and 1 / std. */
-extern "C" __global__ void __launch_bounds__(256) merge_moments(
+extern "C" __global__ void __launch_bounds__(256, 2) merge_moments(
     double *statistics, const double *parts, double epsilon, int64_t n_chunks, int64_t columns)
 {
     __shared__ double sums[GROUPS * 3 * LANES];
@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(256) merge_moments(
     statistics[4 * columns + column] = inverse_std(var, epsilon);
 }
 
-extern "C" __global__ void __launch_bounds__(256) inverse_stds(
+extern "C" __global__ void __launch_bounds__(256, 2) inverse_stds(
     double *inv_std, const double *var, double epsilon, int64_t columns)
 {
     const int64_t column = thread_of_grid();
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(256) inverse_stds(
 }
 
 /* sums: (2, columns), dgamma and dbeta. */
-extern "C" __global__ void __launch_bounds__(256) merge_gradients(
+extern "C" __global__ void __launch_bounds__(256, 2) merge_gradients(
     double *sums, const double *parts, const double *inv_std, int64_t n_chunks, int64_t columns)
 {
     __shared__ double shared[GROUPS * 2 * LANES];
@@ -373,7 +373,7 @@ DEVICE void gradient_sums(
     const double *gamma, const double *beta, int64_t activation, const Shape &shape)
 {
     SHARED_MEMORY(double, sums);
-    enum { BATCH = Seat<V>::BATCH / 2 };
+    enum { BATCH = Seat<V>::BATCH };
     Seat<V> seat(shape, false);
     const bool whole = seat.is_whole(x) && seat.is_whole(dy);
     const Columns<V> columns(seat, mean, low, inv_std, gamma, beta, activation);
@@ -428,7 +428,7 @@ DEVICE void input_gradient(
     const double *inv_std, const double *gamma, const double *beta, const Weights &weights, double share,
     int64_t activation, const Shape &shape)
 {
-    enum { BATCH = Seat<V>::BATCH / 2 };
+    enum { BATCH = Seat<V>::BATCH };
     Seat<V> seat(shape, true);
     const bool whole = seat.is_whole(x) && seat.is_whole(dy) && seat.is_whole(dx);
     const Columns<V> columns(seat, mean, low, inv_std, gamma, beta, activation);
@@ -478,53 +478,53 @@ DEVICE void input_gradient(
 #define STATISTICS \
     const double *mean, const double *low, const double *inv_std, const double *gamma, const double *beta
 
-extern "C" __global__ void __launch_bounds__(256) moments_across(double *parts, const real *x, SHAPE_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) moments_across(double *parts, const real *x, SHAPE_ARGUMENTS)
 {
     moments<VECTOR>(parts, x, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) moments_down(double *parts, const real *x, SHAPE_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) moments_down(double *parts, const real *x, SHAPE_ARGUMENTS)
 {
     moments<1>(parts, x, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) weighted_moments_across(
+extern "C" __global__ void __launch_bounds__(256, 2) weighted_moments_across(
     double *parts, const real *x, const double *weights, int64_t rows_per_sample, int64_t ignore_nan, SHAPE_ARGUMENTS)
 {
     weighted_moments<VECTOR>(parts, x, Weights{weights, rows_per_sample}, ignore_nan, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) weighted_moments_down(
+extern "C" __global__ void __launch_bounds__(256, 2) weighted_moments_down(
     double *parts, const real *x, const double *weights, int64_t rows_per_sample, int64_t ignore_nan, SHAPE_ARGUMENTS)
 {
     weighted_moments<1>(parts, x, Weights{weights, rows_per_sample}, ignore_nan, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) normalize_across(
+extern "C" __global__ void __launch_bounds__(256, 2) normalize_across(
     real *y, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
 {
     normalize<VECTOR>(y, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) normalize_down(
+extern "C" __global__ void __launch_bounds__(256, 2) normalize_down(
     real *y, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
 {
     normalize<1>(y, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gradient_sums_across(
+extern "C" __global__ void __launch_bounds__(256, 2) gradient_sums_across(
     double *parts, const real *dy, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
 {
     gradient_sums<VECTOR>(parts, dy, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gradient_sums_down(
+extern "C" __global__ void __launch_bounds__(256, 2) gradient_sums_down(
     double *parts, const real *dy, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
 {
     gradient_sums<1>(parts, dy, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) input_gradient_across(
+extern "C" __global__ void __launch_bounds__(256, 2) input_gradient_across(
     real *dx, const real *dy, const real *x, const double *sums, STATISTICS, const double *weights,
     int64_t rows_per_sample, double share, int64_t activation, SHAPE_ARGUMENTS)
 {
@@ -532,7 +532,7 @@ extern "C" __global__ void __launch_bounds__(256) input_gradient_across(
         dx, dy, x, sums, mean, low, inv_std, gamma, beta, Weights{weights, rows_per_sample}, share, activation, SHAPE);
 }
 
-extern "C" __global__ void __launch_bounds__(256) input_gradient_down(
+extern "C" __global__ void __launch_bounds__(256, 2) input_gradient_down(
     real *dx, const real *dy, const real *x, const double *sums, STATISTICS, const double *weights,
     int64_t rows_per_sample, double share, int64_t activation, SHAPE_ARGUMENTS)
 {
@@ -541,7 +541,7 @@ extern "C" __global__ void __launch_bounds__(256) input_gradient_down(
 }
 
 /* found: (2, columns) of zeros; who finds NaN, or infinity, writes 1 to the first, or the second. */
-extern "C" __global__ void __launch_bounds__(256) find_non_finite(
+extern "C" __global__ void __launch_bounds__(256, 2) find_non_finite(
     int64_t *found, const real *x, int64_t n_rows, int64_t columns, int64_t inner)
 {
     for (int64_t k = thread_of_grid(); k < n_rows * columns; k += threads_of_grid()) {
