@@ -89,7 +89,7 @@ class OnProcessor:
 
     def overlap(self, out, x):
         """Return whether two arrays may have memory in common."""
-        return np.may_share_memory(out, x, max_work=1)
+        return isinstance(out, np.ndarray) and np.may_share_memory(out, x, max_work=1)
 
     def address(self, x):
         """Return where the first number of an array lies."""
@@ -144,11 +144,14 @@ class OnCard:
     def vector(self, value, name, shape):
         """Return statistics or parameters as float64 in C order; those of NumPy are uploaded."""
         if card_number(value) is None:
-            return self.card.upload(PROCESSOR.vector(value, name, shape))
+            return self._uploaded(PROCESSOR.vector(value, name, shape))
         value = self.array(value, name, np.dtype(np.float64))
         if value.shape != shape:
-            return self.card.upload(PROCESSOR.vector(self.card.read(value), name, shape))
+            return self._uploaded(PROCESSOR.vector(self.card.read(value), name, shape))
         return value if value.flags.c_contiguous else value.copy()
+
+    def _uploaded(self, value):
+        return self.card.upload(value.reshape(-1)).reshape(value.shape)
 
     def empty_like(self, x):
         """Return an array of the shape, type and layout of x, without its gaps."""

@@ -627,6 +627,31 @@ def test_drawn(seed, functions):
 )
 def test_what_does_not_fit_is_an_error(name, wrong, compiled):
     """Before a kernel sees it."""
+    check_that_it_does_not_fit(name, wrong, compiled)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("x", lambda x: x.astype(np.float16)),
+        ("x", lambda x: x.astype(np.int64)),
+        ("y", lambda y: y.astype(F32)),
+        ("y", lambda y: y[:-1]),
+        ("y", lambda y: y.T.copy()),
+        ("dy", lambda dy: dy.astype(F32)),
+        ("dy", lambda dy: dy[:, :-1]),
+        ("gamma", lambda gamma: gamma[:-1]),
+        ("gamma", lambda gamma: gamma.astype(F32)),
+        ("beta", lambda beta: beta[:-1]),
+        ("weights", lambda weights: weights.astype(F32)),
+        ("weights", lambda weights: weights[:-1]),
+    ],
+)
+def test_what_does_not_fit_on_a_card(name, wrong, simulated_card):
+    check_that_it_does_not_fit(name, wrong, OnCard(simulated_card))
+
+
+def check_that_it_does_not_fit(name, wrong, functions):
     case = Case((30, 20), (1,), weighted=True)
     p = problem(case, F64)
     parts = p._asdict() | {"y": np.full(case.shape, np.nan)}
@@ -636,8 +661,8 @@ def test_what_does_not_fit_is_an_error(name, wrong, compiled):
         rest = EPSILON, Activation.IDENTITY, weights
         statistics = np.ones((4, case.n_columns))
         if name != "dy":
-            compiled.batch_norm_forward(y, x, case.axes, gamma, beta, *rest)
-        compiled.batch_norm_backward(y, dy, x, case.axes, gamma, beta, statistics, *rest[1:])
+            functions.batch_norm_forward(y, x, case.axes, gamma, beta, *rest)
+        functions.batch_norm_backward(y, dy, x, case.axes, gamma, beta, statistics, *rest[1:])
 
     run()
     parts["y"][...] = np.nan
@@ -654,10 +679,15 @@ def test_get_array_functions():
     best = cpu.array_functions(COMPILED[-1])
     assert get_array_functions(None) is get_array_functions("cpu") is best
     assert get_array_functions("reference") is reference_arrays
-    with pytest.raises(NotImplementedError, match="cuda"):
-        get_array_functions("cuda")
     with pytest.raises(ValueError, match="device must be"):
         get_array_functions("tpu")
+
+
+def test_get_array_functions_of_a_card(simulated_card):
+    functions = get_array_functions("cuda")
+    for name in vars(reference_arrays):
+        if name.startswith(("moments", "batch_norm")):
+            assert signature(getattr(functions, name)) == signature(getattr(reference_arrays, name))
 
 
 @pytest.mark.parametrize("shape", [(700, 300), (3, 400, 250)])

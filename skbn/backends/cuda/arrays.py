@@ -56,7 +56,7 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, activation, we
     parts = data.parts(N_GRADIENTS)
     data.launch_tiles("gradient_sums", (parts, dy, data.x, *given, int(activation)), N_GRADIENTS)
     sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
-    data.launch("merge_gradients", LANES, (sums, parts, inv_std, data.tiles.n_chunks))
+    data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
     total, weights = data.weights(weights)
     with data.written(dx) as target:
         of_rows = *weights, 1 / total, int(activation)
@@ -109,6 +109,8 @@ class _Data:
     def __init__(self, x, axes):
         self.card, self.is_host = cards.current(), isinstance(x, np.ndarray)
         self.axes, self.shape, self.dtype = axes, x.shape, x.dtype
+        if x.dtype not in (np.float32, np.float64) or x.size == 0:
+            raise ValueError(f"Expected numbers of float32 or float64, got {x.dtype}, {x.shape}.")
         self.order = memory_order(x, axes)
         lengths = [x.shape[axis] for axis in self.order]
         kept = [k for k, axis in enumerate(self.order) if axis in axes and lengths[k] > 1]
@@ -119,10 +121,15 @@ class _Data:
 
     def vectors(self, *values):
         """Return numbers of the columns, or None, on the card; kernels trust them."""
-        for value in values:
-            if value is not None:
-                self._check(value, (self.tiles.columns,), np.dtype(np.float64))
-        return [self.card.upload(v) if isinstance(v, np.ndarray) else v for v in values]
+        return [self._vector(value, self.tiles.columns) for value in values]
+
+    def _vector(self, value, size):
+        if value is None:
+            return None
+        self._check(value, (size,), np.dtype(np.float64))
+        if isinstance(value, np.ndarray):
+            return self.card.upload(value)
+        return value if value.flags.c_contiguous else value.copy()
 
     def _check(self, array, shape, dtype):
         if array.shape != shape or array.dtype != dtype:
@@ -164,7 +171,8 @@ class _Data:
                 f"Expected a weight for each of {self.shape[0]} samples, got {weights.shape}."
             )
         rows_per_sample = self.tiles.n_rows // weights.size
-        return float(weights.sum() * rows_per_sample), (self.card.upload(weights), rows_per_sample)
+        total = float(weights.sum() * rows_per_sample)
+        return total, (self._vector(weights, weights.size), rows_per_sample)
 
     def parts(self, n):
         """Return memory for n numbers that every chunk leaves of every column."""
