@@ -6,6 +6,11 @@ memory-mapped; they are read where they lie if columns or rows touch. Statistics
 whatever the type of the array, with all their digits however far the mean is from zero, and the
 same bits on any number of threads and in any layout. NaN and infinity stay within their column.
 Formulas: docs/design.md (Ioffe & Szegedy, 2015).
+
+Where x lies on a card, CuPy's or another library's that speaks DLPack, so do all results, float64
+statistics and gradients of gamma and beta among them, in the library of x. Data are never copied
+between card and processor; gamma, beta and given statistics may lie on either side, and weights of
+samples are read. Only of float64 arrays the variances are waited for: they may overflow.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -43,7 +48,7 @@ class BatchNormSaved:
     activation : str
         Name of the activation.
     sample_weight : ndarray of float64 or None
-        Weights of the samples.
+        Weights of the samples, NumPy's wherever x lies.
     statistics : ndarray of float64 of shape (4, n_entries)
         What the backend keeps: mean in two parts, variance and 1/std, one after the other.
     """
