@@ -1,0 +1,400 @@
+"""Many estimators fitted to the same data at once.
+
+What single fits do is done by the same methods here: validation, the plan of a fit, its rules
+between epochs, publishing. New is only who waits for whom: all networks of a group do an epoch,
+then it is decided about all of them, and what does not go into a group is fitted by itself.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import warnings
+from collections import Counter
+from contextlib import ExitStack
+from copy import copy
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from sklearn import get_config
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+
+from skbn._classifier import MLPClassifierBN
+from skbn._mlp import readable_rows, restorer
+from skbn._network import Network
+from skbn._random import seeded
+from skbn._regressor import MLPRegressorBN
+from skbn._sklearn_compat import has_callbacks, safe_indexing
+from skbn._training import Fit, Order, Rows, diverged, train_together
+from skbn.backends import get_models
+
+
+def fit_many(estimators, X, y, sample_weight=None, *, rows=None, return_exceptions=False):
+    """Fit many estimators to the same data at once, each with its own parameters.
+
+    Every estimator ends up, bit for bit, as its own `fit` would leave it. Small networks train side
+    by side: on the CPU, each on one of the threads that skbn may use; on a card, all of them in one
+    launch an epoch. What cannot go together is fitted by itself inside of the same call: other
+    solvers than "sgd", "adam" and "rmsprop", `early_stopping`, `warm_start` of a fitted estimator,
+    `verbose`, callbacks, and networks large enough to keep all threads busy alone.
+
+    Parameters
+    ----------
+    estimators : iterable of MLPClassifierBN and MLPRegressorBN
+        Estimators to fit; no object may be there twice.
+
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        Training rows of all estimators.
+
+    y : {array-like, sparse matrix} of shape (n_samples,) or (n_samples, n_outputs)
+        Labels or targets.
+
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows.
+
+    rows : list of (array-like or None), default=None
+        For each estimator the indices of the rows that it is fitted to, such as the training part
+        of a fold; None are all rows. Where networks train side by side, X is not copied.
+
+    return_exceptions : bool, default=False
+        What happens if an estimator cannot be fitted, because training diverges, say. False: the
+        exception is raised, and all estimators are as they were. True: it stands in the list that
+        is returned, in the place of that estimator, which is as it was; the others are fitted. The
+        notes of the exception tell whose it is.
+
+    Returns
+    -------
+    fitted : list
+        The estimators, in order.
+
+    Raises
+    ------
+    TypeError
+        If `estimators` has anything but skbn's classifiers and regressors.
+    ValueError
+        If an estimator is there twice, if `rows` are not as many as the estimators, and, unless
+        `return_exceptions`, for anything that an estimator's `fit` refuses.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Once, with the number of estimators whose training `max_iter` ended.
+
+    See Also
+    --------
+    sklearn.model_selection.GridSearchCV : Any estimator, pipelines too, over several processes.
+
+    Notes
+    -----
+    ``random_state=None`` gives each estimator that trains beside others a generator of its own,
+    seeded by NumPy's global one. A RandomState instance advances as it would in one fit after the
+    other; estimators that share one are fitted so.
+
+    Ctrl-C ends training, with a warning, and all estimators are usable, if all have been trained by
+    then; if some have not, KeyboardInterrupt is raised and all are as they were.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_circles
+    >>> from skbn import MLPClassifierBN, fit_many
+    >>> X, y = make_circles(200, noise=0.1, random_state=1)
+    >>> placements = [None, "before", "after", "input"]
+    >>> estimators = [
+    ...     MLPClassifierBN((20,), batch_norm=placement, tol=0.01, random_state=0)
+    ...     for placement in placements
+    ... ]
+    >>> for estimator in fit_many(estimators, X, y):
+    ...     print(estimator.batch_norm, estimator.n_iter_)
+    """
+    estimators = list(estimators)
+    _check_estimators(estimators)
+    if not estimators:
+        return []
+    restore = [restorer(estimator) for estimator in estimators]
+    try:
+        data = _Data(X, y, sample_weight, estimators[0])
+        call = _Call(estimators, data, restore, return_exceptions)
+        with call.generators:
+            call.plan(data.indices(rows, len(estimators)))
+            call.train()
+    except BaseException:
+        for put_back in restore:
+            put_back()
+        raise
+    return [call.errors.get(index, estimator) for index, estimator in enumerate(estimators)]
+
+
+def _check_estimators(estimators):
+    """Refuse what is not ours, or is there twice."""
+    fits = (MLPClassifierBN.fit, MLPRegressorBN.fit)
+    for index, estimator in enumerate(estimators):
+        if getattr(type(estimator), "fit", None) not in fits:
+            raise TypeError(
+                "fit_many fits MLPClassifierBN and MLPRegressorBN, but estimators"
+                f"[{index}] is {estimator!r}. What else X has to go through comes before."
+            )
+    if len({id(estimator) for estimator in estimators}) < len(estimators):
+        raise ValueError("The same object is more than once among the estimators; use clone.")
+
+
+class _Member(NamedTuple):
+    """One of the fits that go together."""
+
+    index: int  # among the estimators
+    fit: Fit
+    executor_options: dict
+
+
+class _Data:
+    """X, y and weights, validated once for all estimators that ask the same of them."""
+
+    def __init__(self, X, y, sample_weight, estimator):
+        self.given = X, y, sample_weight
+        self.X = readable_rows(
+            check_array(
+                X,
+                dtype=(np.float64, np.float32),
+                accept_sparse=["csr", "csc"],
+                ensure_all_finite=False,  # estimators look at the rows that they are given
+                estimator=estimator,
+                input_name="X",
+            )
+        )
+        self.all_rows = np.arange(self.X.shape[0], dtype=np.intp)
+        self._validated = {}
+        self._spread = []
+
+    def indices(self, rows, n_estimators):
+        """Return the rows of every estimator; what was one object is one array."""
+        if rows is None:
+            return [self.all_rows] * n_estimators
+        rows = list(rows)
+        if len(rows) != n_estimators:
+            raise ValueError(f"rows has {len(rows)} entries for {n_estimators} estimators.")
+        found = {id(None): self.all_rows}
+        for part in rows:
+            if id(part) not in found:
+                found[id(part)] = self.all_rows[np.asarray(part)]
+        return [found[id(part)] for part in rows]
+
+    def part(self, rows):
+        """Return X, y and weights as given, of some rows."""
+        if rows is self.all_rows:
+            return self.given
+        X, y, sample_weight = self.given
+        if sample_weight is not None and np.ndim(sample_weight) > 0:
+            sample_weight = safe_indexing(sample_weight, rows)
+        return safe_indexing(X, rows), safe_indexing(y, rows), sample_weight
+
+    def teach(self, estimator, rows):
+        """Let an estimator learn what validation tells it; return its targets and row weights.
+
+        Both are over all rows of X, and where folds agree on them they are the same array.
+        """
+        key = type(estimator), getattr(estimator, "loss", None), id(rows)
+        if key not in self._validated:
+            student = object.__new__(type(estimator))
+            parameters = estimator.get_params(deep=False)
+            vars(student).update(parameters)
+            _, targets, weights = student._validate_training_data(*self.part(rows), False)
+            learned = {k: v for k, v in vars(student).items() if k not in parameters}
+            spread = [self._spread_out(values, rows) for values in (targets, weights)]
+            self._validated[key] = learned, targets, weights, spread
+        learned, targets, weights, spread = self._validated[key]
+        vars(estimator).pop("feature_names_in_", None)  # of an earlier fit
+        vars(estimator).update({name: copy(value) for name, value in learned.items()})
+        of_rows = estimator._weigh_classes(targets, weights, False)
+        if of_rows is weights:
+            return spread
+        return spread[0], self._at(of_rows, rows)
+
+    def _at(self, values, rows):
+        """Return an array over all rows of X that has values at some rows."""
+        if rows is self.all_rows:
+            return values
+        array = np.zeros((len(self.all_rows), *values.shape[1:]), values.dtype)
+        array[rows] = values
+        return array
+
+    def _spread_out(self, values, rows):
+        """Return what ``_at`` does, in an array that has other rows' values already if it can."""
+        if values is None:
+            return None
+        for array, is_known in self._spread:
+            if (array.dtype, array.shape[1:]) == (values.dtype, values.shape[1:]):
+                known = is_known[rows]
+                if np.array_equal(array[rows][known], values[known]):
+                    if not known.all():
+                        array[rows], is_known[rows] = values, True
+                    return array
+        array, is_known = self._at(values, rows), np.zeros(len(self.all_rows), dtype=bool)
+        is_known[rows] = True
+        self._spread.append((array, is_known))
+        return array
+
+
+class _Call:
+    """One call of :func:`fit_many`."""
+
+    def __init__(self, estimators, data, restore, return_exceptions):
+        self.estimators, self.data = estimators, data
+        self.restore, self.return_exceptions = restore, return_exceptions
+        self.errors = {}
+        self.groups = {}  # of what goes together: lists of members
+        self.alone = []  # the others: (index, rows)
+        self.orders = {}
+        self.networks = {}  # by layers, one of each, without weights
+        self.unconverged = []
+        self.generators = ExitStack()  # that shuffle while training goes on
+        shared = Counter(id(estimator.random_state) for estimator in estimators)
+        self.shared_generators = {identity for identity, n_uses in shared.items() if n_uses > 1}
+
+    def failed(self, index, error):
+        """Raise what went wrong with an estimator, or put it in its place."""
+        error.add_note(f"This is about estimators[{index}], {self.estimators[index]!r}.")
+        if not self.return_exceptions:
+            raise error
+        self.errors[index] = error
+
+    def plan(self, rows):
+        """Validate, and find out what goes together."""
+        for index, (estimator, part) in enumerate(zip(self.estimators, rows, strict=True)):
+            try:
+                if not get_config()["skip_parameter_validation"]:
+                    estimator._validate_params()
+                if self._is_alone(estimator, part):
+                    self.alone.append((index, part))
+                else:
+                    self._join(index, part)
+            except Exception as error:
+                self.restore[index]()
+                self.failed(index, error)
+
+    def _is_alone(self, estimator, rows):
+        """Return whether something about an estimator does not go together with others."""
+        is_instance = isinstance(estimator.random_state, np.random.RandomState)
+        return (
+            estimator.solver == "lbfgs"
+            or estimator.early_stopping
+            or estimator.verbose
+            or has_callbacks(estimator)
+            or not estimator._is_first_fit(False)
+            or (is_instance and id(estimator.random_state) in self.shared_generators)
+            or (estimator.shuffle == "blocks" and rows is not self.data.all_rows)
+        )
+
+    def _join(self, index, rows):
+        """Plan a fit, and put it where others go together with it; or leave it alone."""
+        estimator, X = self.estimators[index], self.data.X
+        targets, weights = self.data.teach(estimator, rows)
+        loss, models = estimator._loss, get_models(estimator.device)
+        layers = tuple(estimator._layers(X.shape[1], loss.n_outputs))
+        if layers not in self.networks:
+            self.networks[layers] = Network(layers, X.dtype)
+        batch_size = 200 if estimator.batch_size == "auto" else estimator.batch_size
+        if not models.accepts(self.networks[layers], min(batch_size, len(rows))):
+            self.alone.append((index, rows))
+            return
+        seed = estimator.random_state
+        if seed is None:
+            seed = int(check_random_state(None).randint(2**31))
+        with ExitStack() as lent:
+            generator = lent.enter_context(seeded(seed))
+            data = Rows(X, targets, weights, rows)
+            network = self.networks[layers].copy()
+            plan = estimator._plan(data, None, None, generator, False, network)
+            which = id(rows), estimator.shuffle
+            if generator is seed:
+                which += (index,)
+            elif estimator.shuffle:
+                state = generator.get_state()
+                which += (state[1].tobytes(), *state[2:])
+            if which not in self.orders:  # else this one has been drawn before
+                order = data._replace(rows=rows.copy())
+                self.orders[which] = Order(order, estimator.shuffle, generator)
+                self.generators.push(lent.pop_all())
+        fit = Fit(
+            network,
+            loss,
+            plan.optimizer,
+            data,
+            self.orders[which],
+            estimator.max_iter,
+            estimator.tol,
+            estimator.n_iter_no_change,
+        )
+        group = models, id(targets), loss.kind, loss.n_outputs
+        self.groups.setdefault(group, []).append(_Member(index, fit, plan.executor_options))
+
+    def train(self):
+        """Train everything that is planned; Ctrl-C ends it, or raises if something is left."""
+        jobs = [partial(self._train_alone, *fit) for fit in self.alone]
+        jobs += [partial(self._train_group, key[0], fits) for key, fits in self.groups.items()]
+        for left, job in zip(reversed(range(len(jobs))), jobs, strict=True):
+            if not job() and left:
+                raise KeyboardInterrupt
+        if self.unconverged:
+            warnings.warn(
+                "Stochastic Optimizer: Maximum iterations reached and the optimization hasn't "
+                f"converged yet for {len(self.unconverged)} of {len(self.estimators)} estimators, "
+                f"estimators[{min(self.unconverged)}] the first of them.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _train_alone(self, index, rows):
+        """Fit an estimator by itself; return whether training came to its own end."""
+        try:
+            return self.estimators[index]._fit(*self.data.part(rows), None, None, None)
+        except Exception as error:
+            self.failed(index, error)
+            return True
+
+    def _train_group(self, models, members):
+        """Train what goes together; return whether training came to its own end."""
+        fits = [member.fit for member in members]
+        options = [member.executor_options for member in members]
+        models = models(
+            [fit.network for fit in fits],
+            loss_kind=options[0]["loss_kind"],
+            alphas=[option["alpha"] for option in options],
+            batch_sizes=[option["batch_size"] for option in options],
+            dropout_keys=[option["dropout_key"] for option in options],
+        )
+        histories, completed, unconverged = train_together(
+            models, fits, to_the_end=self.return_exceptions
+        )
+        self.unconverged += [members[fit].index for fit in np.flatnonzero(unconverged)]
+        self._refuse_diverged(members, histories)
+        if completed:
+            self._measure_population(models, members)
+            self._refuse_diverged(members, histories)
+        for (index, fit, _), history in zip(members, histories, strict=True):
+            if index not in self.errors:
+                self.estimators[index]._publish(fit.network, fit.optimizer, history)
+        return completed
+
+    def _refuse_diverged(self, members, histories):
+        """Find the networks that are not finite."""
+        for (index, fit, _), history in zip(members, histories, strict=True):
+            lost = history.loss_curve and not history.is_finite
+            if index not in self.errors and (
+                lost or fit.network.first_non_finite_layer() is not None
+            ):
+                self.restore[index]()
+                self.failed(index, diverged(fit.network, history.n_iter))
+
+    def _measure_population(self, models, members):
+        """Measure the population statistics; if the user interrupts that, keep the moving ones."""
+        wanted = [
+            index not in self.errors and self.estimators[index]._wants_population(fit.network)
+            for index, fit, _ in members
+        ]
+        data = [fit.data for _, fit, _ in members]
+        try:
+            models.update_population_statistics(
+                data[0].X, [d.weights for d in data], [d.rows for d in data], wanted
+            )
+        except KeyboardInterrupt:
+            for _, fit, _ in members:
+                fit.network.use_population = False
+            warnings.warn("Training interrupted by user.", stacklevel=2)
