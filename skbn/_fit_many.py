@@ -7,16 +7,18 @@ then it is decided about all of them, and what does not go into a group is fitte
 # SPDX-License-Identifier: BSD-3-Clause
 
 import warnings
-from collections import Counter
-from contextlib import ExitStack
+from collections import Counter, deque
+from contextlib import ExitStack, suppress
 from copy import copy
 from functools import partial
+from math import ceil
+from threading import Event, Thread, current_thread, main_thread
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import get_config
+from sklearn import config_context, get_config
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array, check_random_state, gen_even_slices
 
 from skbn._classifier import MLPClassifierBN
 from skbn._mlp import readable_rows, restorer
@@ -24,11 +26,13 @@ from skbn._network import Network
 from skbn._random import seeded
 from skbn._regressor import MLPRegressorBN
 from skbn._sklearn_compat import has_callbacks, safe_indexing
-from skbn._training import Fit, Order, Rows, diverged, train_together
+from skbn._training import INTERRUPTED, Fit, Observer, Order, Rows, diverged, train_together
 from skbn.backends import get_models
 
 
-def fit_many(estimators, X, y, sample_weight=None, *, rows=None, return_exceptions=False):
+def fit_many(
+    estimators, X, y, sample_weight=None, *, rows=None, n_jobs=None, return_exceptions=False
+):
     """Fit many estimators to the same data at once, each with its own parameters.
 
     Every estimator ends up, bit for bit, as its own `fit` would leave it. Small networks train side
@@ -54,6 +58,10 @@ def fit_many(estimators, X, y, sample_weight=None, *, rows=None, return_exceptio
     rows : list of (array-like or None), default=None
         For each estimator the indices of the rows that it is fitted to, such as the training part
         of a fold; None are all rows. Where networks train side by side, X is not copied.
+
+    n_jobs : int, default=None
+        Threads on the CPU, as joblib counts: -1 is one for each processor. None are as many as
+        skbn may use. Results do not depend on it.
 
     return_exceptions : bool, default=False
         What happens if an estimator cannot be fitted, because training diverges, say. False: the
@@ -112,10 +120,9 @@ def fit_many(estimators, X, y, sample_weight=None, *, rows=None, return_exceptio
     restore = [restorer(estimator) for estimator in estimators]
     try:
         data = _Data(X, y, sample_weight, estimators[0])
-        call = _Call(estimators, data, restore, return_exceptions)
-        with call.generators:
-            call.plan(data.indices(rows, len(estimators)))
-            call.train()
+        call = _Call(estimators, data, restore, n_jobs, return_exceptions)
+        call.plan(data.indices(rows, len(estimators)))
+        call.train()
     except BaseException:
         for put_back in restore:
             put_back()
@@ -136,12 +143,23 @@ def _check_estimators(estimators):
         raise ValueError("The same object is more than once among the estimators; use clone.")
 
 
+class _Overseer(Observer):
+    """Ends a fit in another thread when training is over for all."""
+
+    def __init__(self, is_over):
+        self.is_over = is_over
+
+    def epoch_ended(self, history):
+        return self.is_over.is_set()
+
+
 class _Member(NamedTuple):
     """One of the fits that go together."""
 
     index: int  # among the estimators
-    fit: Fit
+    fit: Fit  # without an order of the rows
     executor_options: dict
+    random_state: object  # that shuffles: an instance of the user's, or the state of another
 
 
 class _Data:
@@ -235,18 +253,19 @@ class _Data:
 class _Call:
     """One call of :func:`fit_many`."""
 
-    def __init__(self, estimators, data, restore, return_exceptions):
-        self.estimators, self.data = estimators, data
-        self.restore, self.return_exceptions = restore, return_exceptions
-        self.errors = {}
-        self.groups = {}  # of what goes together: lists of members
-        self.alone = []  # the others: (index, rows)
-        self.orders = {}
+    def __init__(self, estimators, data, restore, n_jobs, return_exceptions):
+        self.estimators, self.data, self.restore = estimators, data, restore
+        self.n_jobs, self.return_exceptions = n_jobs, return_exceptions
+        self.errors = {}  # by index
+        self.members = {}  # lists of those that go together
         self.networks = {}  # by layers, one of each, without weights
+        self.for_this_thread, self.for_any_thread = deque(), deque()  # what there is to do
+        self.n_threads = 1
+        self.is_over = Event()  # for all threads, because of an error or of Ctrl-C
         self.unconverged = []
-        self.generators = ExitStack()  # that shuffle while training goes on
-        shared = Counter(id(estimator.random_state) for estimator in estimators)
-        self.shared_generators = {identity for identity, n_uses in shared.items() if n_uses > 1}
+        states = [estimator.random_state for estimator in estimators]
+        uses = Counter(id(state) for state in states if isinstance(state, np.random.RandomState))
+        self.shared = {identity for identity, n_uses in uses.items() if n_uses > 1}
 
     def failed(self, index, error):
         """Raise what went wrong with an estimator, or put it in its place."""
@@ -261,77 +280,112 @@ class _Call:
             try:
                 if not get_config()["skip_parameter_validation"]:
                     estimator._validate_params()
-                if self._is_alone(estimator, part):
-                    self.alone.append((index, part))
-                else:
-                    self._join(index, part)
+                self._plan_fit(index, estimator, part)
             except Exception as error:
                 self.restore[index]()
                 self.failed(index, error)
+        for (models, *_), members in self.members.items():
+            n_threads = models.n_threads(self.n_jobs)
+            n_rounds = max(1, ceil(len(members) / (n_threads * models.n_together)))
+            for part in gen_even_slices(len(members), n_threads * n_rounds):
+                job = partial(self._train_together, models, members[part])
+                self.for_any_thread.append(job)
 
-    def _is_alone(self, estimator, rows):
-        """Return whether something about an estimator does not go together with others."""
-        is_instance = isinstance(estimator.random_state, np.random.RandomState)
-        return (
+    def _plan_fit(self, index, estimator, rows):
+        """Plan a fit beside others if it can be, else by itself."""
+        models = get_models(estimator.device)
+        n_threads = models.n_threads(self.n_jobs)
+        self.n_threads = max(self.n_threads, n_threads)
+        seed = estimator.random_state
+        if seed is None:
+            seed = int(check_random_state(None).randint(2**31))
+        if not self._goes_together(estimator, rows) or not self._join(index, rows, models, seed):
+            # Prints and callbacks come from one thread, and a generator is drawn from in order.
+            stays = estimator.verbose or has_callbacks(estimator) or id(seed) in self.shared
+            jobs = self.for_this_thread if stays or n_threads == 1 else self.for_any_thread
+            jobs.append(partial(self._train_alone, index, rows, seed))
+
+    def _goes_together(self, estimator, rows):
+        """Return whether the parameters of an estimator let it train beside others."""
+        return not (
             estimator.solver == "lbfgs"
             or estimator.early_stopping
             or estimator.verbose
             or has_callbacks(estimator)
             or not estimator._is_first_fit(False)
-            or (is_instance and id(estimator.random_state) in self.shared_generators)
+            or id(estimator.random_state) in self.shared
             or (estimator.shuffle == "blocks" and rows is not self.data.all_rows)
         )
 
-    def _join(self, index, rows):
-        """Plan a fit, and put it where others go together with it; or leave it alone."""
+    def _join(self, index, rows, models, seed):
+        """Plan a fit beside others, unless its network is too large for that."""
         estimator, X = self.estimators[index], self.data.X
         targets, weights = self.data.teach(estimator, rows)
-        loss, models = estimator._loss, get_models(estimator.device)
+        loss = estimator._loss
         layers = tuple(estimator._layers(X.shape[1], loss.n_outputs))
         if layers not in self.networks:
             self.networks[layers] = Network(layers, X.dtype)
         batch_size = 200 if estimator.batch_size == "auto" else estimator.batch_size
         if not models.accepts(self.networks[layers], min(batch_size, len(rows))):
-            self.alone.append((index, rows))
-            return
-        seed = estimator.random_state
-        if seed is None:
-            seed = int(check_random_state(None).randint(2**31))
-        with ExitStack() as lent:
-            generator = lent.enter_context(seeded(seed))
-            data = Rows(X, targets, weights, rows)
+            return False
+        data = Rows(X, targets, weights, rows)
+        with seeded(seed) as generator:
             network = self.networks[layers].copy()
             plan = estimator._plan(data, None, None, generator, False, network)
-            which = id(rows), estimator.shuffle
-            if generator is seed:
-                which += (index,)
-            elif estimator.shuffle:
-                state = generator.get_state()
-                which += (state[1].tobytes(), *state[2:])
-            if which not in self.orders:  # else this one has been drawn before
-                order = data._replace(rows=rows.copy())
-                self.orders[which] = Order(order, estimator.shuffle, generator)
-                self.generators.push(lent.pop_all())
+            state = seed if generator is seed else generator.get_state()
         fit = Fit(
             network,
             loss,
             plan.optimizer,
             data,
-            self.orders[which],
+            None,
             estimator.max_iter,
             estimator.tol,
             estimator.n_iter_no_change,
         )
-        group = models, id(targets), loss.kind, loss.n_outputs
-        self.groups.setdefault(group, []).append(_Member(index, fit, plan.executor_options))
+        key = models, id(targets), loss.kind, loss.n_outputs
+        member = _Member(index, fit, plan.executor_options, state)
+        self.members.setdefault(key, []).append(member)
+        return True
 
     def train(self):
-        """Train everything that is planned; Ctrl-C ends it, or raises if something is left."""
-        jobs = [partial(self._train_alone, *fit) for fit in self.alone]
-        jobs += [partial(self._train_group, key[0], fits) for key, fits in self.groups.items()]
-        for left, job in zip(reversed(range(len(jobs))), jobs, strict=True):
-            if not job() and left:
-                raise KeyboardInterrupt
+        """Train everything that is planned.
+
+        This thread works too, so Ctrl-C ends training as it ends a fit, and then everybody's.
+        """
+        errors = []
+
+        def work(*queues):
+            try:
+                for job in self._jobs(queues):
+                    if not job():
+                        self.is_over.set()
+            except BaseException as error:
+                errors.append(error)
+                self.is_over.set()
+
+        config = get_config()
+
+        def help_out():
+            with config_context(**config):  # which is each thread's own
+                work(self.for_any_thread)
+
+        n_helpers = min(self.n_threads - 1, len(self.for_any_thread))
+        helpers = [Thread(target=help_out) for _ in range(n_helpers)]
+        for helper in helpers:
+            helper.start()
+        work(self.for_this_thread, self.for_any_thread)
+        for helper in helpers:
+            while helper.is_alive():
+                try:
+                    helper.join(0.1)  # on Windows, Ctrl-C is heard in between
+                except KeyboardInterrupt:
+                    warnings.warn(INTERRUPTED, stacklevel=3)
+                    self.is_over.set()
+        if errors:
+            raise errors[0]
+        if self.for_this_thread or self.for_any_thread:
+            raise KeyboardInterrupt
         if self.unconverged:
             warnings.warn(
                 "Stochastic Optimizer: Maximum iterations reached and the optimization hasn't "
@@ -341,41 +395,70 @@ class _Call:
                 stacklevel=3,
             )
 
-    def _train_alone(self, index, rows):
+    def _jobs(self, queues):
+        """Yield what is left to do, until training is over."""
+        for jobs in queues:
+            while jobs and not self.is_over.is_set():
+                with suppress(IndexError):  # another thread has been faster
+                    yield jobs.popleft()
+
+    def _train_alone(self, index, rows, seed):
         """Fit an estimator by itself; return whether training came to its own end."""
+        X, y, sample_weight = self.data.part(rows)
+        observers = [] if current_thread() is main_thread() else [_Overseer(self.is_over)]
         try:
-            return self.estimators[index]._fit(*self.data.part(rows), None, None, None)
+            return self.estimators[index]._fit(
+                X, y, sample_weight, None, None, None, seed=seed, observers=observers
+            )
         except Exception as error:
             self.failed(index, error)
             return True
 
-    def _train_group(self, models, members):
+    def _train_together(self, models, members):
         """Train what goes together; return whether training came to its own end."""
-        fits = [member.fit for member in members]
         options = [member.executor_options for member in members]
         models = models(
-            [fit.network for fit in fits],
+            [member.fit.network for member in members],
             loss_kind=options[0]["loss_kind"],
             alphas=[option["alpha"] for option in options],
             batch_sizes=[option["batch_size"] for option in options],
             dropout_keys=[option["dropout_key"] for option in options],
         )
-        histories, completed, unconverged = train_together(
-            models, fits, to_the_end=self.return_exceptions
-        )
+        with ExitStack() as lent:
+            fits = [member.fit._replace(order=o) for member, o in self._ordered(members, lent)]
+            histories, completed, unconverged = train_together(
+                models, fits, to_the_end=self.return_exceptions, is_over=self.is_over
+            )
         self.unconverged += [members[fit].index for fit in np.flatnonzero(unconverged)]
         self._refuse_diverged(members, histories)
         if completed:
             self._measure_population(models, members)
             self._refuse_diverged(members, histories)
-        for (index, fit, _), history in zip(members, histories, strict=True):
+        for (index, fit, *_), history in zip(members, histories, strict=True):
             if index not in self.errors:
                 self.estimators[index]._publish(fit.network, fit.optimizer, history)
         return completed
 
+    def _ordered(self, members, lent):
+        """Yield each member with its order of rows: one for all who would draw the same shuffles."""
+        orders = {}
+        for member in members:
+            data, shuffle = member.fit.data, self.estimators[member.index].shuffle
+            generator, key = member.random_state, (id(data.rows), shuffle)
+            if isinstance(generator, np.random.RandomState):
+                key += (member.index,)
+            elif shuffle:
+                key += (generator[1].tobytes(), *generator[2:])
+            if key not in orders:
+                if isinstance(generator, tuple):
+                    state, generator = generator, lent.enter_context(seeded(0))
+                    generator.set_state(state)
+                orders[key] = Order(data._replace(rows=data.rows.copy()), shuffle, generator)
+            yield member, orders[key]
+
     def _refuse_diverged(self, members, histories):
         """Find the networks that are not finite."""
-        for (index, fit, _), history in zip(members, histories, strict=True):
+        for (index, fit, *_), history in zip(members, histories, strict=True):
             lost = history.loss_curve and not history.is_finite
             if index not in self.errors and (
                 lost or fit.network.first_non_finite_layer() is not None
@@ -387,14 +470,14 @@ class _Call:
         """Measure the population statistics; if the user interrupts that, keep the moving ones."""
         wanted = [
             index not in self.errors and self.estimators[index]._wants_population(fit.network)
-            for index, fit, _ in members
+            for index, fit, *_ in members
         ]
-        data = [fit.data for _, fit, _ in members]
+        data = [fit.data for _, fit, *_ in members]
         try:
             models.update_population_statistics(
                 data[0].X, [d.weights for d in data], [d.rows for d in data], wanted
             )
         except KeyboardInterrupt:
-            for _, fit, _ in members:
+            for _, fit, *_ in members:
                 fit.network.use_population = False
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warnings.warn(INTERRUPTED, stacklevel=2)

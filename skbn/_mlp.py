@@ -41,6 +41,7 @@ from skbn._sklearn_compat import (
     with_callbacks,
 )
 from skbn._training import (
+    INTERRUPTED,
     PLANNED_SCHEDULES,
     SOLVERS,
     History,
@@ -444,18 +445,21 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         twin._publish(twin._network, optimizer and optimizer.copy(), history.copy())
         return vars(twin)
 
-    def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
+    def _fit(
+        self, X, y, sample_weight, X_val, y_val, sample_weight_val, *, seed=None, observers=()
+    ):
         """Validate and train; on any error the estimator is as it was.
 
-        Returns whether training came to its own end.
+        ``seed`` stands in for ``random_state=None``. Returns whether training came to its own end.
         """
-        with _unchanged_on_error(self), seeded(self.random_state) as random_state:
+        seed = self.random_state if seed is None else seed
+        with _unchanged_on_error(self), seeded(seed) as random_state:
             data = self._validate_training_data(X, y, sample_weight, incremental=False)
             validation = self._validate_validation_data(
                 X_val, y_val, sample_weight_val, data[0].dtype
             )
             given = {"X": X, "y": y, "sample_weight": sample_weight}
-            return self._train(*data, validation, random_state, False, given)
+            return self._train(*data, validation, random_state, False, given, observers)
 
     def _partial_fit(self, X, y, sample_weight, **first_call):
         """Validate and train for one epoch; on any error the estimator is as it was."""
@@ -471,7 +475,9 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         """Take what the first call of partial_fit needs to know."""
 
     @with_callbacks
-    def _train(self, X, targets, weights, validation, random_state, incremental, given):
+    def _train(
+        self, X, targets, weights, validation, random_state, incremental, given, observers=()
+    ):
         """Train on validated rows and publish the result; callbacks see the data as given.
 
         Returns whether training came to its own end.
@@ -482,7 +488,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         plan = self._plan(data, weights, validation, random_state, incremental)
         network, optimizer, history, data, validation, _ = plan
         max_iter = 1 if incremental else self.max_iter
-        observers, tasks = Observers(), None
+        observers, tasks = Observers(observers), None
         if self.verbose:
             observers.append(progress(self.verbose, max_iter, validation is not None))
         if has_callbacks(self):
@@ -609,7 +615,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 executor.update_population_statistics(data.X, data.weights, data.rows)
         except KeyboardInterrupt:
             network.use_population = False
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warnings.warn(INTERRUPTED, stacklevel=2)
 
     def _is_first_fit(self, incremental):
         return not hasattr(self, "_network") or not (self.warm_start or incremental)

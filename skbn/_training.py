@@ -32,6 +32,7 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and "
     "need to be preprocessed."  # scikit-learn's sentence
 )
+INTERRUPTED = "Training interrupted by user."
 
 
 class Rows(NamedTuple):
@@ -529,7 +530,7 @@ def train(
                     "optimization hasn't converged yet."
                 )
     except KeyboardInterrupt:
-        warnings.warn("Training interrupted by user.", stacklevel=2)
+        warnings.warn(INTERRUPTED, stacklevel=2)
         completed = False
     if warning:
         warnings.warn(warning, ConvergenceWarning, stacklevel=2)
@@ -553,7 +554,7 @@ class Fit(NamedTuple):
     n_iter_no_change: float
 
 
-def train_together(models, fits, *, to_the_end):
+def train_together(models, fits, *, to_the_end, is_over):
     """Train networks in place from the beginning, epoch by epoch, all of them in every epoch.
 
     What :func:`train` does with each of them, to the bit, without validation and observers. What
@@ -568,6 +569,8 @@ def train_together(models, fits, *, to_the_end):
         They share X and targets.
     to_the_end : bool
         Whether the others go on when the loss of one is no longer finite.
+    is_over : threading.Event
+        What ends training from another thread, as an interruption by the user would.
 
     Returns
     -------
@@ -589,10 +592,10 @@ def train_together(models, fits, *, to_the_end):
     place_of_fit = [places[order] for order in orders]
     histories, optimizers = Histories(np.array(tol, dtype=float)), Optimizers(optimizers)
     active, unconverged = np.ones(len(fits), dtype=bool), np.zeros(len(fits), dtype=bool)
-    completed = True
+    completed = False
     try:
         with models, optimizers:
-            while active.any():
+            while active.any() and not is_over.is_set():
                 n_active = np.bincount(place_of_fit, active)
                 for order, place in places.items():
                     if n_active[place]:
@@ -616,9 +619,9 @@ def train_together(models, fits, *, to_the_end):
                 ended = active & (histories.n_iter >= max_iter)
                 unconverged |= ended
                 active &= ~ended
+            completed = not active.any()
     except KeyboardInterrupt:
-        warnings.warn("Training interrupted by user.", stacklevel=2)
-        completed = False
+        warnings.warn(INTERRUPTED, stacklevel=2)
     return histories.split(loss_functions, data), completed, unconverged
 
 
@@ -733,7 +736,7 @@ def train_lbfgs(
         if not stopped:
             history.n_iter = check_optimize_result("lbfgs", result, max_iter)
     except KeyboardInterrupt:
-        warnings.warn("Training interrupted by user.", stacklevel=2)
+        warnings.warn(INTERRUPTED, stacklevel=2)
         network.assign(latest)
         completed = False
     if network.first_non_finite_layer() is not None:

@@ -50,6 +50,8 @@ def get_models(device):
     type
         A class with the interface of :class:`skbn.backends.models.Models`.
     """
+    if device is None or device == "cpu":
+        return cpu.models_class(cpu.LEVELS[-1])
     from skbn.backends.models import models_of
 
     return models_of(get_executor(device))

@@ -7,6 +7,7 @@ judge it, as the NumPy executor judges other executors.
 
 from contextlib import ExitStack
 from functools import cache
+from math import inf
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Models:
     """
 
     executor_class = None  # of the device
+    n_together = inf  # networks at most
 
     def __init__(self, networks, *, loss_kind, alphas, batch_sizes, dropout_keys):
         options = zip(networks, alphas, batch_sizes, dropout_keys, strict=True)
@@ -34,6 +36,11 @@ class Models:
             )
             for network, alpha, size, key in options
         ]
+
+    @staticmethod
+    def n_threads(n_jobs):
+        """Return how many threads may train networks at the same time."""
+        return 1
 
     @staticmethod
     def accepts(network, batch_size):
