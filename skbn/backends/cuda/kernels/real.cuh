@@ -15,6 +15,7 @@
 #endif
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 
 /* Dynamic shared memory by name; a processor that stands in for a card has its own way (see the tests). */
 #ifndef SHARED_MEMORY
@@ -37,5 +38,10 @@ DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Where this thread stands in a grid of one dimension, and how many there are. */
 DEVICE int64_t thread_of_grid() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE int64_t threads_of_grid() { return (int64_t)gridDim.x * blockDim.x; }
+
+/* The same for warps, which take a row each: numbers in rows are found without a division. */
+DEVICE int64_t lane() { return threadIdx.x % 32; }
+DEVICE int64_t warp_of_grid() { return thread_of_grid() / 32; }
+DEVICE int64_t warps_of_grid() { return threads_of_grid() / 32; }
 
 #endif
