@@ -179,7 +179,7 @@ class _Data:
         )
         self.all_rows = np.arange(self.X.shape[0], dtype=np.intp)
         self._validated = {}
-        self._spread = []
+        self._spread = {"targets": [], "weights": []}
 
     def indices(self, rows, n_estimators):
         """Return the rows of every estimator; what was one object is one array."""
@@ -215,7 +215,10 @@ class _Data:
             vars(student).update(parameters)
             _, targets, weights = student._validate_training_data(*self.part(rows), False)
             learned = {k: v for k, v in vars(student).items() if k not in parameters}
-            spread = [self._spread_out(values, rows) for values in (targets, weights)]
+            spread = (
+                self._spread_out(targets, rows, "targets"),
+                self._spread_out(weights, rows, "weights"),
+            )
             self._validated[key] = learned, targets, weights, spread
         learned, targets, weights, spread = self._validated[key]
         vars(estimator).pop("feature_names_in_", None)  # of an earlier fit
@@ -233,11 +236,11 @@ class _Data:
         array[rows] = values
         return array
 
-    def _spread_out(self, values, rows):
+    def _spread_out(self, values, rows, role):
         """Return what ``_at`` does, in an array that has other rows' values already if it can."""
         if values is None:
             return None
-        for array, is_known in self._spread:
+        for array, is_known in self._spread[role]:
             if (array.dtype, array.shape[1:]) == (values.dtype, values.shape[1:]):
                 known = is_known[rows]
                 if np.array_equal(array[rows][known], values[known]):
@@ -246,7 +249,7 @@ class _Data:
                     return array
         array, is_known = self._at(values, rows), np.zeros(len(self.all_rows), dtype=bool)
         is_known[rows] = True
-        self._spread.append((array, is_known))
+        self._spread[role].append((array, is_known))
         return array
 
 
@@ -260,7 +263,7 @@ class _Call:
         self.members = {}  # lists of those that go together
         self.networks = {}  # by layers, one of each, without weights
         self.for_this_thread, self.for_any_thread = deque(), deque()  # what there is to do
-        self.n_threads = 1
+        self.n_threads = {}  # by models
         self.is_over = Event()  # for all threads, because of an error or of Ctrl-C
         self.unconverged = []
         states = [estimator.random_state for estimator in estimators]
@@ -285,7 +288,7 @@ class _Call:
                 self.restore[index]()
                 self.failed(index, error)
         for (models, *_), members in self.members.items():
-            n_threads = models.n_threads(self.n_jobs)
+            n_threads = self.n_threads[models]
             n_rounds = max(1, ceil(len(members) / (n_threads * models.n_together)))
             for part in gen_even_slices(len(members), n_threads * n_rounds):
                 job = partial(self._train_together, models, members[part])
@@ -294,15 +297,16 @@ class _Call:
     def _plan_fit(self, index, estimator, rows):
         """Plan a fit beside others if it can be, else by itself."""
         models = get_models(estimator.device)
-        n_threads = models.n_threads(self.n_jobs)
-        self.n_threads = max(self.n_threads, n_threads)
+        if models not in self.n_threads:
+            self.n_threads[models] = models.n_threads(self.n_jobs)
         seed = estimator.random_state
         if seed is None:
             seed = int(check_random_state(None).randint(2**31))
         if not self._goes_together(estimator, rows) or not self._join(index, rows, models, seed):
-            # Prints and callbacks come from one thread, and a generator is drawn from in order.
+            # Prints and callbacks come from one thread; a shared generator is drawn from in order.
             stays = estimator.verbose or has_callbacks(estimator) or id(seed) in self.shared
-            jobs = self.for_this_thread if stays or n_threads == 1 else self.for_any_thread
+            is_free = not stays and self.n_threads[models] > 1
+            jobs = self.for_any_thread if is_free else self.for_this_thread
             jobs.append(partial(self._train_alone, index, rows, seed))
 
     def _goes_together(self, estimator, rows):
@@ -326,11 +330,13 @@ class _Call:
         if layers not in self.networks:
             self.networks[layers] = Network(layers, X.dtype)
         batch_size = 200 if estimator.batch_size == "auto" else estimator.batch_size
-        if not models.accepts(self.networks[layers], min(batch_size, len(rows))):
+        batch_size = min(batch_size, len(rows))
+        network = self.networks[layers]
+        if not models.accepts(network, loss_kind=loss.kind, batch_size=batch_size, X=X):
             return False
         data = Rows(X, targets, weights, rows)
         with seeded(seed) as generator:
-            network = self.networks[layers].copy()
+            network = network.copy()
             plan = estimator._plan(data, None, None, generator, False, network)
             state = seed if generator is seed else generator.get_state()
         fit = Fit(
@@ -370,7 +376,7 @@ class _Call:
             with config_context(**config):  # which is each thread's own
                 work(self.for_any_thread)
 
-        n_helpers = min(self.n_threads - 1, len(self.for_any_thread))
+        n_helpers = min(max(self.n_threads.values()) - 1, len(self.for_any_thread))
         helpers = [Thread(target=help_out) for _ in range(n_helpers)]
         for helper in helpers:
             helper.start()
@@ -419,7 +425,7 @@ class _Call:
         options = [member.executor_options for member in members]
         models = models(
             [member.fit.network for member in members],
-            loss_kind=options[0]["loss_kind"],
+            loss_kinds=[option["loss_kind"] for option in options],
             alphas=[option["alpha"] for option in options],
             batch_sizes=[option["batch_size"] for option in options],
             dropout_keys=[option["dropout_key"] for option in options],

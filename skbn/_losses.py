@@ -160,7 +160,7 @@ class RegressionLoss:
 
         Of every epoch, if each entry of ``scores`` is an array over epochs.
         """
-        varies, scores = baseline > 0, np.ascontiguousarray(np.transpose(scores))
+        varies, scores = baseline > 0, np.asarray(scores).T
         constant = np.where(scores == 0, 1.0, 0.0)
         with np.errstate(invalid="ignore"):
             share = scores / np.where(varies, baseline, 1)

@@ -163,20 +163,20 @@ class Histories:
 
     def split(self, loss_functions, data):
         """Return a :class:`History` for each fit, of whose ``data`` scores are measured."""
-        sums = np.stack(self.sums, axis=-1) if self.sums else np.empty((len(data), 2, 0))
+        sums = np.stack(self.sums, axis=1) if self.sums else np.empty((len(data), 0, 2))
         baselines, histories = {}, []
         for index, (loss_function, part) in enumerate(zip(loss_functions, data, strict=True)):
             key = id(part.weights), id(part.rows)
             if key not in baselines:
                 baselines[key] = loss_function.baseline(part.targets, part.weights, part.rows)
             n_iter = int(self.n_iter[index])
-            loss, n_rows, *scores = sums[index, :, :n_iter]
+            curves = sums[index, :n_iter].T
             with np.errstate(invalid="ignore"):
-                scores = loss_function.score(scores, baselines[key]) if n_iter else []
+                scores = loss_function.score(curves[2:], baselines[key]) if n_iter else []
                 history = History(
                     n_iter=n_iter,
                     n_samples_seen=n_iter * len(part.rows),
-                    loss_curve=(loss / n_rows).tolist(),
+                    loss_curve=(curves[0] / curves[1]).tolist(),
                     train_scores=np.broadcast_to(scores, n_iter).tolist(),
                     best_loss=float(self.best_loss[index]),
                     best_iter=int(self.best_iter[index]),

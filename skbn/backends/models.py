@@ -19,22 +19,20 @@ class Models:
     ----------
     networks : list of Network
         Of one type, with the same numbers of inputs and outputs; they may differ in all else.
-    loss_kind : LossKind
-        Loss over the raw outputs.
-    alphas, batch_sizes, dropout_keys : list
-        What an executor takes, for each network.
+    loss_kinds, alphas, batch_sizes, dropout_keys : list
+        What an executor takes, for each network; the losses have as many scores.
     """
 
     executor_class = None  # of the device
     n_together = inf  # networks at most
 
-    def __init__(self, networks, *, loss_kind, alphas, batch_sizes, dropout_keys):
-        options = zip(networks, alphas, batch_sizes, dropout_keys, strict=True)
+    def __init__(self, networks, *, loss_kinds, alphas, batch_sizes, dropout_keys):
+        options = zip(networks, loss_kinds, alphas, batch_sizes, dropout_keys, strict=True)
         self.executors = [
             self.executor_class(
-                network, loss_kind=loss_kind, alpha=alpha, batch_size=size, dropout_key=key
+                network, loss_kind=kind, alpha=alpha, batch_size=size, dropout_key=key
             )
-            for network, alpha, size, key in options
+            for network, kind, alpha, size, key in options
         ]
 
     @staticmethod
@@ -43,8 +41,8 @@ class Models:
         return 1
 
     @staticmethod
-    def accepts(network, batch_size):
-        """Return whether a network is small enough to train beside others."""
+    def accepts(network, *, loss_kind, batch_size, X):
+        """Return whether a network is small enough to train beside others, on rows such as X's."""
         return True
 
     def __enter__(self):

@@ -23,7 +23,7 @@ class CPUModels(Models):
         return threads.team_size(inf) if n_jobs is None else effective_n_jobs(n_jobs)
 
     @classmethod
-    def accepts(cls, network, batch_size):
+    def accepts(cls, network, *, loss_kind, batch_size, X):
         """Return whether a mini-batch is too little work for several threads."""
         seconds = cls.compiled.seconds_of_batch(batch_size, network.n_params, network.row_size)
         return seconds < threads.WORTH_A_TEAM
