@@ -164,7 +164,8 @@ class RegressionLoss:
         constant = np.where(scores == 0, 1.0, 0.0)
         with np.errstate(invalid="ignore"):
             share = scores / np.where(varies, baseline, 1)
-        return np.where(varies, 1 - share, constant).mean(axis=-1).tolist()
+        found = np.where(varies, 1 - share, constant)
+        return (found.sum(axis=-1) / found.shape[-1]).tolist()
 
 
 REGRESSION_LOSSES = {

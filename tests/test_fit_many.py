@@ -165,9 +165,11 @@ def test_folds_without_a_class(device, together, blobs):
 
 def test_classifiers_and_regressors(device, together, blobs):
     X, y = blobs(n_classes=2)
-    together([classifier(), regressor(), classifier(batch_norm=None), regressor(loss="huber")], X, y)
+    together(
+        [classifier(), regressor(), classifier(batch_norm=None), regressor(loss="huber")], X, y
+    )
     multilabel = np.column_stack([y, X[:, 0] > 0])
-    together([classifier(), regressor(), classifier(batch_norm=None)], X, multilabel)
+    together([classifier(), regressor(), classifier(**plain)], X, multilabel)
 
 
 def test_what_has_been_fitted_before(device, blobs, snapshot):
@@ -317,8 +319,8 @@ def test_the_two_loops_keep_the_same_rules(schedule, max_iter):
                     observers=Observers(),
                     **options,
                 )
-            except ValueError as error:
-                assert "diverged" in str(error)
+            except ValueError:
+                assert not single.is_finite
         assert history.is_finite == single.is_finite
         assert at_end == (len(warned) > 0), name
         assert repr(history) == repr(single), name
@@ -401,7 +403,10 @@ FAULTY = [
     ({"batch_size": 1}, "batch_size=1 cannot"),
     ({"solver": "sgd", "learning_rate_init": 1e30, "batch_norm": None}, "Training diverged"),
     ({"solver": "lbfgs", "batch_size": "auto", "dropout": 0.5}, "does not support dropout"),
-    ({"early_stopping": True, "validation_fraction": 0.01}, "validation set is too small|test_size"),
+    (
+        {"early_stopping": True, "validation_fraction": 0.01},
+        "validation set is too small|test_size",
+    ),
 ]
 
 
@@ -492,11 +497,14 @@ def test_ctrl_c_in_the_first_epoch_and_at_the_end(ctrl_c, blobs):
     ctrl_c("train", 1)
     with pytest.warns(UserWarning, match="interrupted by user"):
         (est,) = fit_many([classifier()], X, y)
-    assert est.n_iter_ == 0 and est.loss_curve_ == [] and np.isnan(est.loss_)
+    assert est.n_iter_ == 0
+    assert est.loss_curve_ == []
+    assert np.isnan(est.loss_)
     ctrl_c("update_population_statistics", 1)
     with pytest.warns(UserWarning, match="interrupted by user"):
         (est,) = fit_many([classifier()], X, y)
-    assert est.n_iter_ == 6 and est.batch_norms_[0].population_mean is None
+    assert est.n_iter_ == 6
+    assert est.batch_norms_[0].population_mean is None
 
 
 def test_ctrl_c_while_something_has_not_begun(ctrl_c, blobs, unchanged):

@@ -16,7 +16,7 @@ def executor_class(level):
 
 
 def models_class(level):
-    """Return what trains many networks at once, over executors compiled for an instruction level."""
+    """Return what trains many networks at once, compiled for an instruction level."""
     from skbn.backends.cpu.models import models_of  # only many networks need it
 
     return models_of(import_module(f"{__name__}._executor_{level}"))
