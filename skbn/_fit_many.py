@@ -106,7 +106,7 @@ def fit_many(
     >>> X, y = make_circles(200, noise=0.1, random_state=1)
     >>> placements = [None, "before", "after", "input"]
     >>> estimators = [
-    ...     MLPClassifierBN((20,), batch_norm=placement, tol=0.01, random_state=0)
+    ...     MLPClassifierBN((20,), batch_norm=placement, max_iter=300, random_state=0)
     ...     for placement in placements
     ... ]
     >>> fitted = fit_many(estimators, X, y)

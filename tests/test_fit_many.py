@@ -165,11 +165,10 @@ def test_folds_without_a_class(device, together, blobs):
 
 def test_classifiers_and_regressors(device, together, blobs):
     X, y = blobs(n_classes=2)
-    together(
-        [classifier(), regressor(), classifier(batch_norm=None), regressor(loss="huber")], X, y
-    )
+    estimators = [classifier(), regressor(), classifier(batch_norm=None), regressor(loss="huber")]
+    together(estimators, X, y)
     multilabel = np.column_stack([y, X[:, 0] > 0])
-    together([classifier(), regressor(), classifier(**plain)], X, multilabel)
+    together([clone(estimator) for estimator in estimators[:3]], X, multilabel)
 
 
 def test_what_has_been_fitted_before(device, blobs, snapshot):

@@ -52,6 +52,8 @@ def get_models(device):
     """
     if device is None or device == "cpu":
         return cpu.models_class(cpu.LEVELS[-1])
+    if device == "cuda":
+        return cuda.models_class()
     from skbn.backends.models import models_of
 
     return models_of(get_executor(device))
