@@ -116,6 +116,7 @@ def test_the_import_reader_reads(tmp_path, monkeypatch):
 # The first name that a module starts with, dot for dot, decides which part of the house it is in.
 PARTS = {
     "skbn.backends.memory": "shared",
+    "skbn.backends.models": "shared",
     "skbn.backends.records": "shared",
     "skbn.backends.reference": "reference",
     "skbn.backends.reference_arrays": "reference",
@@ -137,7 +138,8 @@ PARTS = {
     "skbn": "public names",
 }
 
-# Shared is what Python, Cython and CUDA must agree on: the records' numbers and the alignment.
+# Shared is what Python, Cython and CUDA must agree on: the records' numbers, the alignment, and how
+# many networks train side by side.
 # Estimators and training reach a backend through the switch, skbn.backends.get_executor, alone.
 MAY_KNOW = {
     "shared": set(),
