@@ -271,7 +271,7 @@ def test_walls_of_shared_memory(place, value, dtype):
 
 
 def test_no_more_shared_memory_than_the_card_has():
-    body = "__shared__ double fixed[64];\nx[threadIdx.x] = fixed[63 - threadIdx.x];"
+    body = "__shared__ double fixed[64];\nfixed[threadIdx.x] = 1;\nx[0] = fixed[63 - threadIdx.x];"
     most = SimulatedCard().shared_memory
     run("double *x", body, 64, shared=most - 512)
     with pytest.raises(RuntimeError, match=r"INVALID_VALUE.*of static are more than"):
@@ -394,7 +394,7 @@ def test_other_kinds_of_arguments_do_not_compile(declaration):
 
 
 def test_no_atomics_on_floats():
-    with pytest.raises(RuntimeError, match=r"atomicAdd\(double\*"):
+    with pytest.raises(RuntimeError, match="atomicAdd"):
         kernel("double *x", "atomicAdd(x, 1.0);")
 
 
