@@ -13,16 +13,14 @@ import re
 
 import numpy as np
 import pytest
-import shim
 from shim import Kernel
-from simulated_array import SimulatedArray
-from simulated_card import SimulatedCard, check
+from simulated_card import SimulatedArray, SimulatedCard, check, compiler
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
 
-if not shim.compiler()[0]:
-    pytest.skip(shim.compiler()[1], allow_module_level=True)
+if not compiler()[0]:
+    pytest.skip(compiler()[1], allow_module_level=True)
 
 ORDERS = range(20)  # enough seeds to see an order that hides nothing
 
