@@ -146,8 +146,7 @@ def interrupt(monkeypatch):
 @pytest.fixture
 def simulated_card(monkeypatch):
     """A card that is not there, where the package asks for CuPy's."""
-    from shim import compiler
-    from simulated_card import SimulatedCard, check
+    from simulated_card import SimulatedCard, check, compiler
 
     name, reason = compiler()
     if not name:

@@ -14,8 +14,10 @@ import weakref
 from typing import NamedTuple
 
 import numpy as np
-from shim import compiled
+from shim import compiled, compiler
 from simulated_array import Memory, SimulatedArray
+
+__all__ = ["Memory", "SimulatedArray", "SimulatedCard", "check", "compiler"]
 
 
 class Graph:
