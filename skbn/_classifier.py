@@ -4,12 +4,13 @@
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils import check_array, column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import validate_data
 
+from skbn._devices import on_host, taken, validated
 from skbn._losses import MultilabelLogLoss, log_loss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -397,7 +398,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         return tags
 
     def _check_first_call(self, classes):
-        check_partial_fit_first_call(self, classes)
+        check_partial_fit_first_call(self, on_host(classes))
 
     def _check_labels(self, y):
         """Return labels as one column or as an indicator matrix, or say why they are neither."""
@@ -434,7 +435,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     def _validate_training_data(self, X, y, sample_weight, incremental):
         first_fit = self._is_first_fit(incremental)
-        X, y = validate_data(
+        X, y = validated(
             self,
             X,
             y,
@@ -451,7 +452,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         if not first_fit or incremental:
             self._check_known_classes(y)
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, y)
 
     def _weigh_classes(self, targets, weights, incremental):
         """Return the weights of the rows, times those of their classes."""
@@ -607,10 +608,33 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
         def decide(raw):
             decided = self._loss.decide(raw)
-            return decided if self._is_multilabel else self.classes_[decided]
+            return decided if self._is_multilabel else taken(self.classes_, decided)
 
         y = self._predict(X, decide)
-        return csr_matrix(y) if self._is_multilabel and self._gives_sparse_labels else y
+        is_sparse = self._is_multilabel and self._gives_sparse_labels and isinstance(y, np.ndarray)
+        return csr_matrix(y) if is_sparse else y
+
+    def score(self, X, y, sample_weight=None):
+        """Return the accuracy on the given rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows to classify.
+
+        y : {array-like, sparse matrix} of shape (n_samples,) or (n_samples, n_labels)
+            True labels.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Share of the rows whose label, or all of whose labels, are predicted.
+        """
+        y, y_pred, sample_weight = map(on_host, (y, self.predict(X), sample_weight))
+        return accuracy_score(y, y_pred, sample_weight=sample_weight)
 
     def predict_proba(self, X):
         """Predict the probability of each class.

@@ -4,11 +4,12 @@
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import validate_data
 
+from skbn._devices import on_host, validated
 from skbn._losses import REGRESSION_LOSSES, RegressionLoss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -401,7 +402,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         first_fit = self._is_first_fit(incremental)
         if issparse(y):
             check_array(y, input_name="y")  # refuses it; for several outputs validate_data does not
-        X, y = validate_data(
+        X, y = validated(
             self,
             X,
             y,
@@ -416,7 +417,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         if first_fit:
             self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, y)
 
     def _targets(self, y, dtype, name="y"):
         """Return targets of the network's type, one column an output."""
@@ -530,5 +531,31 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Predictions, one column an output where there are several.
         """
-        y = self._predict(X, lambda raw: np.exp(raw) if self.out_activation_ == "exp" else raw)
-        return y.ravel() if y.shape[1] == 1 else y
+
+        def finish(raw):
+            y = np.exp(raw) if self.out_activation_ == "exp" else raw
+            return y.ravel() if y.shape[1] == 1 else y
+
+        return self._predict(X, finish)
+
+    def score(self, X, y, sample_weight=None):
+        """Return R2 on the given rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows to predict for.
+
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            True targets.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Coefficient of determination, the mean over the outputs.
+        """
+        y, y_pred, sample_weight = map(on_host, (y, self.predict(X), sample_weight))
+        return r2_score(y, y_pred, sample_weight=sample_weight)
