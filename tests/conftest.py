@@ -141,3 +141,17 @@ def interrupt(monkeypatch):
         monkeypatch.setattr("skbn._mlp.get_executor", lambda device: twin)
 
     return arrange
+
+
+@pytest.fixture
+def simulated_card(monkeypatch):
+    """A card that is not there, where the package asks for CuPy's."""
+    from simulated_card import SimulatedCard, check, compiler
+
+    name, reason = compiler()
+    if not name:
+        pytest.skip(reason)
+    card = SimulatedCard()
+    monkeypatch.setattr("skbn.backends.cuda.card.current", lambda: card)
+    yield card
+    check(card)
