@@ -402,6 +402,9 @@ class SimulatedCard:
         self._damage = []  # what walls of memory that is gone showed
         self._memories = weakref.WeakSet()
 
+    def at(self, number):
+        return self
+
     def __enter__(self):
         return self
 
