@@ -15,6 +15,7 @@ import numpy as np
 from skbn.backends.cuda import sources
 
 WORKSPACE = 2**25  # bytes for cuBLAS: what it wants on recent cards
+COPIED_AT_ONCE = 2**26  # bytes: what a copy to the card may take of the host's memory
 
 
 @cache
@@ -122,12 +123,19 @@ class Card:
         return cupyx.empty_pinned(size, dtype)
 
     def upload(self, array):
-        """Return a copy, in C order, of a NumPy array."""
-        return self._cupy.asarray(array, order="C")
+        """Return a copy, in C order, of a NumPy array; the host's memory holds no second one."""
+        target = self.empty(array.shape, array.dtype)
+        if array.nbytes <= COPIED_AT_ONCE:
+            self.write(target, array)
+            return target
+        n_rows = max(1, COPIED_AT_ONCE * len(array) // array.nbytes)
+        for start in range(0, len(array), n_rows):
+            self.write(target[start : start + n_rows], array[start : start + n_rows])
+        return target
 
     def write(self, target, array):
-        """Copy a NumPy array over a contiguous one of the card's."""
-        target.set(np.ascontiguousarray(array).reshape(target.shape))
+        """Copy a NumPy array over a contiguous one of the card's, of the same shape."""
+        target.set(np.ascontiguousarray(array))
 
     def read(self, source, out=None):
         """Return a contiguous array as a NumPy array, once all that is queued is done."""

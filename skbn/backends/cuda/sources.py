@@ -16,7 +16,7 @@ HEADERS = (KERNELS, KERNELS.parents[1])  # the second has records.h, which the C
 OPTIONS = ("-std=c++17",)
 
 _INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
-_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(')
+_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(')
 
 
 def files():

@@ -15,6 +15,7 @@
 #endif
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 
 /* Dynamic shared memory by name; a processor that stands in for a card has its own way (see the tests). */
 #ifndef SHARED_MEMORY

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * From gradients to the next step, over the flat vectors, pads included (they are zero and stay zero).
+ *
+ * A batch whose weights sum to zero (total[0] == 0) changes nothing; total NULL: there are no weights. `steps` holds
+ * where in the rows the batch begins and how many updates there have been. Sums are taken tile by tile, in order.
+ */
+#include "optimizers.cuh"
+#include "sums.cuh"
+
+#define PARAMS_TILE 1024 /* numbers a block of 256 threads sums */
+
+DEVICE double weight_of(const double *total, int64_t n_rows) { return total ? total[0] : (double)n_rows; }
+
+/* Add the penalty's gradient; to `parts`, (tiles, 3), the sum of squares of the weights and, for the gradient's norm, its
+ * largest number and the sum of squares of all divided by that: squares alone may overflow. */
+extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
+    real *grads, double *parts, const real *params, const LayerRecord *layers, int64_t n_layers,
+    const double *total, double alpha, int64_t n_rows, int64_t n_params)
+{
+    __shared__ double largest_of_warp[8];
+    const double sum = weight_of(total, n_rows);
+    const real penalty = (real)(sum > 0 ? alpha / sum : 0);
+    const int64_t start = blockIdx.x * (int64_t)PARAMS_TILE, stop = smaller(start + PARAMS_TILE, n_params);
+    double squares = 0, largest = 0, scaled = 0;
+    for (int64_t k = start + threadIdx.x; k < stop; k += blockDim.x) {
+        real gradient = grads[k];
+        if (alpha != 0 && is_penalized(layers, n_layers, k)) {
+            const real w = params[k];
+            squares += (double)w * w;
+            gradient += penalty * w;
+            grads[k] = gradient;
+        }
+        const double size = fabs((double)gradient);
+        largest = size > largest || size != size ? size : largest; /* NaN passes */
+    }
+    for (int step = 16; step > 0; step /= 2) {
+        const double other = __shfl_xor_sync(0xffffffffu, largest, step);
+        largest = other > largest || other != other ? other : largest;
+    }
+    if (threadIdx.x % 32 == 0)
+        largest_of_warp[threadIdx.x / 32] = largest;
+    __syncthreads();
+    for (int warp = 0; warp < 8; warp++) {
+        const double other = largest_of_warp[warp];
+        largest = other > largest || other != other ? other : largest;
+    }
+    if (largest > 0)
+        for (int64_t k = start + threadIdx.x; k < stop; k += blockDim.x) {
+            const double share = (double)grads[k] / largest;
+            scaled += share * share;
+        }
+    squares = sum_over_block(squares);
+    scaled = sum_over_block(scaled);
+    if (threadIdx.x == 0) {
+        parts[blockIdx.x * 3] = squares;
+        parts[blockIdx.x * 3 + 1] = largest;
+        parts[blockIdx.x * 3 + 2] = scaled;
+    }
+}
+
+/* What gradients are multiplied with so that their norm is max_norm at most; one block. */
+extern "C" __global__ void __launch_bounds__(256, 1) clip_norm(
+    double *factor, const double *parts, int64_t n_tiles, double max_norm)
+{
+    double largest = 0, squares = 0;
+    for (int64_t k = 0; k < n_tiles; k++) {
+        const double other = parts[k * 3 + 1];
+        largest = other > largest || other != other ? other : largest;
+    }
+    if (largest > 0)
+        for (int64_t k = threadIdx.x; k < n_tiles; k += blockDim.x) {
+            const double share = parts[k * 3 + 1] / largest;
+            squares += share * share * parts[k * 3 + 2];
+        }
+    const double norm = largest * sqrt(sum_over_block(squares));
+    if (threadIdx.x == 0)
+        factor[0] = norm > max_norm ? max_norm / norm : 1;
+}
+
+/* factor NULL: 1. */
+extern "C" __global__ void __launch_bounds__(256, 1) optimizer_update(
+    real *params, real *memory, const real *grads, const OptimizerRecord *optimizer, const int64_t *steps,
+    const double *total, const double *factor, int64_t n_params)
+{
+    if (total && total[0] == 0)
+        return;
+    Update update;
+    update.set(optimizer, steps[1]);
+    const real scale = factor ? (real)factor[0] : (real)1;
+    real unused = 0;
+    for (int64_t k = thread_of_grid(); k < n_params; k += threads_of_grid())
+        update.apply(
+            params[k], memory[k], update.kind == SKBN_ADAM ? memory[n_params + k] : unused, grads[k] * scale);
+}
+
+/* Add what a batch gave to the sums (loss with penalty times rows, rows, scores), and go on to the next; one block.
+ *
+ * loss[0] becomes the mean loss of the batch. */
+extern "C" __global__ void __launch_bounds__(256, 1) finish_step(
+    double *sums, double *loss, int64_t *steps, const double *loss_parts, int64_t n_loss_parts, int64_t n_scores,
+    const double *penalty_parts, int64_t n_tiles, const double *total, double alpha, int64_t n_rows)
+{
+    const double weight = weight_of(total, n_rows);
+    const int64_t size = 2 + n_scores;
+    __syncthreads();
+    if (weight > 0) {
+        double squares = 0;
+        if (alpha != 0)
+            for (int64_t k = threadIdx.x; k < n_tiles; k += blockDim.x)
+                squares += penalty_parts[k * 3];
+        squares = sum_over_block(squares);
+        for (int64_t k = threadIdx.x; k < n_scores + 1; k += blockDim.x) {
+            double sum = 0;
+            const int64_t column = k == 0 ? 0 : k + 1;
+            for (int64_t part = 0; part < n_loss_parts; part++)
+                sum += loss_parts[part * size + column];
+            if (k == 0) {
+                loss[0] = (sum + 0.5 * alpha * squares) / weight;
+                sums[0] += loss[0] * (double)n_rows;
+                sums[1] += (double)n_rows;
+            } else {
+                sums[k + 1] += sum;
+            }
+        }
+    }
+    if (threadIdx.x == 0) {
+        steps[0] += n_rows;
+        if (weight > 0)
+            steps[1] += 1;
+    }
+}
