@@ -55,7 +55,7 @@ def batch_stop(start, n_rows, size, min_rows):
 
 def count_virtual(n_rows, size):
     """Return how many virtual batches of this size, or a little more, so many rows make."""
-    return 1 if not size else max(1, count(n_rows - 1, size))
+    return 1 if not size else max(1, count(n_rows - 1, int(size)))
 
 
 class Twin:

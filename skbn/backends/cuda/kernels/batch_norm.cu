@@ -243,13 +243,12 @@ DEVICE void input_gradient(
     int64_t j, int64_t activation)
 {
     const real high = (real)saved[j], low = (real)saved[stride + j];
-    const double share = total > 0 ? 1 / total : 0;
     Gradient g;
-    g.set(sum * share, sum_xhat * share, saved[2 * stride + j], gamma, j);
+    g.set(sum, sum_xhat, total, weights != 0, saved[2 * stride + j], gamma, j);
     for (int64_t i = start + first_row_of_thread(); i < stop; i += TILE_ROWS) {
         const int64_t at = i * stride + j;
         const real dz = activation_backward(activation, dy[at], y[at]);
-        dx[at] = g.dx(dz, (x[at] - high) - low, weights ? (real)weights[i] : (real)1);
+        dx[at] = g.dx(dz, (x[at] - high) - low, weights ? weights[i] : 1);
     }
 }
 

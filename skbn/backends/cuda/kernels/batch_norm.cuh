@@ -41,18 +41,25 @@ struct Normalization {
 };
 
 struct Gradient {
-    real scale, of_mean, slope;
+    real scale, total, slope;
+    double share;
+    bool is_weighted;
 
-    /* Sums over the rows of dz and of dz xhat, divided by the weight of all rows. */
-    DEVICE_MEMBER void set(double mean_dz, double mean_dz_xhat, double inv_std, const real *gamma, int64_t j)
+    /* Given the sums over the rows of dz and of dz xhat, and the weight of all rows. */
+    DEVICE_MEMBER void set(
+        double sum, double sum_xhat, double weight, bool is_weighted_, double inv_std, const real *gamma, int64_t j)
     {
+        is_weighted = is_weighted_;
+        share = weight > 0 ? 1 / weight : 0;
         scale = (real)(gamma ? inv_std * gamma[j] : inv_std);
-        of_mean = (real)mean_dz;
-        slope = (real)(mean_dz_xhat * inv_std);
+        total = (real)(is_weighted ? sum : sum * share);
+        slope = (real)((is_weighted ? sum_xhat : sum_xhat * share) * inv_std);
     }
-    DEVICE_MEMBER real dx(real dz, real centred, real weight) const
+    /* A row that has all the weight gets exactly 0. */
+    DEVICE_MEMBER real dx(real dz, real centred, double weight) const
     {
-        return scale * (dz - weight * (of_mean + centred * slope));
+        const real rest = total + centred * slope;
+        return scale * (dz - (is_weighted ? (real)(weight * share) * rest : rest));
     }
 };
 
