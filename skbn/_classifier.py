@@ -182,7 +182,8 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
     scoring : {"loss"}, str, callable or None, default=None
         What `validation_scores_` hold and early stopping watches: None is the accuracy, "loss"
         minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``, which
-        is also given ``sample_weight`` where rows have weights and it takes them.
+        is also given ``sample_weight`` where rows have weights and it takes them. Labels and
+        predictions are NumPy arrays there, also where `X` lies on a card.
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
@@ -194,7 +195,11 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         Not for "lbfgs".
 
     device : {None, "cpu", "cuda"}, default=None
-        Where to compute. None and "cpu" are the processor; "cuda" is not implemented yet.
+        Where to compute; None is where `X` lies. "cuda" is CuPy's current card, to which an `X` in
+        NumPy is copied. An `X` that lies on a card (CuPy's, or another library's by DLPack) stays
+        there, and results are on that card and of that library. NumPy's are labels that are no
+        numbers and all fitted attributes, so a model predicts on either device, whichever it was
+        fitted on. `y` and weights may lie on either side and are read on the processor.
 
     Attributes
     ----------

@@ -279,7 +279,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
         if not copy and self.dtype == dtype:
             return self
-        return self._new(self._values.astype(dtype, order=order))
+        with np.errstate(all="ignore"):
+            return self._new(self._values.astype(dtype, order=order))
 
 
 def _computed(name):
@@ -512,7 +513,8 @@ class SimulatedCard:
 
         def multiply():
             target, x, y = (matrix() for matrix in matrices)
-            target[...] = (x.T if ta else x) @ (y.T if tb else y)
+            with np.errstate(all="ignore"):
+                target[...] = (x.T if ta else x) @ (y.T if tb else y)
 
         self._queue(multiply)
 
