@@ -10,7 +10,7 @@ from sklearn.utils import check_array, column_or_1d, compute_class_weight, compu
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
-from skbn._devices import on_host, taken, validated
+from skbn._devices import on_host, taken, validator
 from skbn._losses import MultilabelLogLoss, log_loss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -440,7 +440,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     def _validate_training_data(self, X, y, sample_weight, incremental):
         first_fit = self._is_first_fit(incremental)
-        X, y = validated(
+        X, y = validator(X)(
             self,
             X,
             y,

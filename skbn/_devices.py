@@ -152,16 +152,14 @@ def check_same_place(X, X_val):
         )
 
 
-def validated(estimator, X, *y, dtype, **options):
-    """Validate like :func:`sklearn.utils.validation.validate_data`, on a card too.
+def validator(X):
+    """Return scikit-learn's ``validate_data``, or what does the same where X lies on a card."""
+    return validate_data if card_number(X) is None else _validate_on_card
 
-    An array on a card stays there: scikit-learn is shown its shape and type by an array of one
-    number, and the card looks for what is not finite.
-    """
-    number = card_number(X)
-    if number is None:
-        return validate_data(estimator, X, *y, dtype=dtype, **options)
-    card = get_card(number)
+
+def _validate_on_card(estimator, X, *y, dtype, **options):
+    """Let scikit-learn see shape and type, in an array of one number; look for NaN on the card."""
+    card = get_card(card_number(X))
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         validate_data(estimator, card.read(X), dtype=dtype, **options)  # refuses it
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)

@@ -22,7 +22,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from skbn._callbacks import EpochTasks
-from skbn._devices import check_same_place, on_host, received, validated
+from skbn._devices import check_same_place, on_host, received, validator
 from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._network import Network, architecture
@@ -651,16 +651,18 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     def _validate_rows(self, X, dtype):
         """Return rows of the features and the type that a network has."""
-        accepted = {"dtype": dtype, "accept_sparse": ["csr", "csc"]}
-        return readable_rows(validated(self, X, **accepted, reset=False))
+        validate = validator(X)
+        accepted = ["csr", "csc"]
+        return readable_rows(validate(self, X, dtype=dtype, accept_sparse=accepted, reset=False))
 
     def _predict(self, X, finish):
         """Return what ``finish`` makes of the raw outputs; only that is ever there for all rows."""
         check_is_fitted(self)
         X, place = received(X, self.device)
         with place:
-            result = self._predict_in_blocks(self._validate_rows(X, self._network.dtype), finish)
-            return (place.read if self._predicts_for_scorer else place.give_back)(result)
+            X = self._validate_rows(X, self._network.dtype)
+            result = self._predict_in_blocks(X, finish)
+            return place.read(result) if self._predicts_for_scorer else place.give_back(result)
 
     def _predict_in_blocks(self, X, finish):
         n_rows = X.shape[0]

@@ -9,7 +9,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.metaestimators import available_if
 
-from skbn._devices import on_host, validated
+from skbn._devices import on_host, validator
 from skbn._losses import REGRESSION_LOSSES, RegressionLoss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -407,7 +407,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         first_fit = self._is_first_fit(incremental)
         if issparse(y):
             check_array(y, input_name="y")  # refuses it; for several outputs validate_data does not
-        X, y = validated(
+        X, y = validator(X)(
             self,
             X,
             y,
