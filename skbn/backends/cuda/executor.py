@@ -12,12 +12,13 @@ in an order that depends on the card, so results are the same bits run after run
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
-from functools import partial
 from time import perf_counter
 
 import numpy as np
 
 from skbn.backends.cuda import card as cards
+from skbn.backends.cuda import epochs
+from skbn.backends.cuda.data import CompressedRows, Data, expected, words
 from skbn.backends.records import (
     LAYER_DTYPE,
     OPTIMIZER_DTYPE,
@@ -70,7 +71,7 @@ class Twin:
     def push(self, host):
         """Bring the card up to date."""
         size = host.size
-        if not (self.is_known and np.array_equal(_bits(self.known[:size]), _bits(host))):
+        if not (self.is_known and np.array_equal(words(self.known[:size]), words(host))):
             self.known[:size] = host
             self.card.write(self.vector, self.known)
             self.is_known = True
@@ -80,40 +81,6 @@ class Twin:
         self.card.read(self.vector, self.known)
         host[:] = self.known[: host.size]
         self.is_known = True
-
-
-def _bits(vector):
-    return vector.view(np.uint32)
-
-
-def _expected(array, dtype, size, name, writable=False):
-    """Return a vector that kernels can use, or raise."""
-    fits = (
-        isinstance(array, np.ndarray)
-        and array.dtype == dtype
-        and array.size >= size
-        and array.flags.c_contiguous
-        and array.flags.aligned
-    )
-    if not fits or (writable and not array.flags.writeable):
-        raise ValueError(
-            f"{name}: expected an aligned array of type {np.dtype(dtype).char!r} with {size} "
-            f"elements or more{', writable' if writable else ''}, got {array.dtype.char!r} with "
-            f"shape {array.shape}."
-        )
-    return array
-
-
-class CompressedRows:
-    """CSR rows on the card, no column twice in a row."""
-
-    def __init__(self, card, X):
-        if not X.has_canonical_format:
-            X = X.copy()
-            X.sum_duplicates()
-        self.shape = X.shape
-        self.is_wide = int(X.indptr.dtype == np.int64)
-        self.data, self.columns, self.starts = map(card.upload, (X.data, X.indices, X.indptr))
 
 
 class CUDAExecutor:
@@ -150,9 +117,7 @@ class CUDAExecutor:
         self.layers = list(network.table)
         for layer in self.layers:
             if layer["kind"] not in set(LayerKind):
-                raise ValueError(
-                    f"The CUDA executor does not know layers of kind {layer['kind']}."
-                )
+                raise ValueError(f"The CUDA executor does not know layers of kind {layer['kind']}.")
             if layer["virtual_batch_size"] < 0:
                 raise ValueError(
                     f"Virtual batches of {layer['virtual_batch_size']} rows are not possible."
@@ -160,6 +125,7 @@ class CUDAExecutor:
         self.loss_kind = loss_kind
         self.alpha = float(alpha)
         self.batch_size = batch_size
+        self.dropout_key = dropout_key
         # A kernel's integers are signed.
         self.key = int(np.uint64(dropout_key[0] | dropout_key[1] << 32).view(np.int64))
         self.capacity = batch_size + network.min_rows - 1
@@ -172,14 +138,15 @@ class CUDAExecutor:
         self.target_size = 1 if loss_kind == LossKind.CATEGORICAL_LOG_LOSS else int(last["n_out"])
         self.n_tiles = count(network.n_params, PARAMS_TILE)
         self.widest = max(int(layer[key]) for layer in self.layers for key in STRIDES)
-        _expected(network.params, self.dtype, network.n_params, "params", writable=True)
-        _expected(network.state, np.float64, network.n_state, "state", writable=True)
+        expected(network.params, self.dtype, network.n_params, "params", writable=True)
+        expected(network.state, np.float64, network.n_state, "state", writable=True)
         self.params = Twin(self.card, network.n_params, self.dtype)
         self.state = Twin(self.card, network.n_state, np.float64)
         self.table = self.card.upload(np.array(network.table, dtype=LAYER_DTYPE).view(np.float64))
         self.memory = self.host_memory = None
         self.buffers = None
-        self.uploaded = {}
+        self.small = None  # what trains a network that fits into one block
+        self.data = Data(self.card, self.dtype, network.n_features, self.target_size)
         self.plans = {}
         self.is_ahead = False  # whether the card has trained further than the host knows
         self.seconds_per_step = 1e-3  # until it is measured
@@ -200,10 +167,13 @@ class CUDAExecutor:
 
     def fetch(self):
         """Bring the host's parameters, statistics and optimizer's memory up to date."""
+        self.is_ahead = False
+        if self.small is not None:
+            self.small.fetch([0])
+            return
         self.params.pull(self.network.params)
         self.state.pull(self.network.state)
         self.memory.pull(self.host_memory)
-        self.is_ahead = False
 
     def allocate(self):
         """Make what training needs, when it first needs it."""
@@ -232,53 +202,6 @@ class CUDAExecutor:
             "optimizer": card.zeros(OPTIMIZER_DTYPE.itemsize // 8, np.float64),
         }
 
-    def once(self, array, put):
-        """Return what ``put`` makes of an array of the host's, once as long as that is in use."""
-        if id(array) not in self.uploaded:
-            self.uploaded[id(array)] = array, put(array)
-        return self.uploaded[id(array)][1]
-
-    def rows_of(self, X):
-        """Return X on the card, whole."""
-        self.check_rows(X)
-        if self.card.is_array(X):
-            return X
-        if hasattr(X, "indptr"):
-            return self.once(X, partial(CompressedRows, self.card))
-        if X.nbytes > self.card.free_memory:
-            raise MemoryError(
-                f"X takes {X.nbytes / 2**30:.1f} GiB, but {self.card.name} has "
-                f"{self.card.free_memory / 2**30:.1f} GiB free. Use device='cpu', or partial_fit "
-                "with some of the rows at a time."
-            )
-        return self.once(X, self.card.upload)
-
-    def check_rows(self, X):
-        """Refuse rows that do not fit the network."""
-        n_features = self.network.n_features
-        fits = X.ndim == 2 and X.shape[1] == n_features and X.dtype == self.dtype
-        if hasattr(X, "indptr"):
-            fits = fits and X.format == "csr" and X.indptr.dtype in (np.int32, np.int64)
-        elif not self.card.is_array(X):
-            fits = fits and X.dtype.isnative and X.flags.aligned
-        if not fits:
-            raise ValueError(
-                f"Expected aligned rows of {n_features} numbers of type {self.dtype.char!r}, got "
-                f"{X.dtype.char!r} with shape {X.shape}."
-            )
-
-    def targets_of(self, targets, n_rows):
-        """Return targets on the card."""
-        _expected(targets, self.dtype, n_rows * self.target_size, "targets")
-        return self.once(targets, self.card.upload)
-
-    def weights_of(self, weights, n_rows):
-        """Return weights on the card; None are ones."""
-        if weights is None:
-            return None
-        _expected(weights, np.float64, n_rows, "weights")
-        return self.once(weights, self.card.upload)
-
     # Launches.
 
     def launch(self, file, name, blocks, *arguments, threads=THREADS):
@@ -289,6 +212,10 @@ class CUDAExecutor:
     def each(self, file, name, size, *arguments):
         """Queue a kernel whose threads take ``size`` numbers in turn."""
         self.launch(file, name, min(count(size, THREADS), MOST_BLOCKS), *arguments)
+
+    def each_row(self, file, name, n_rows, *arguments):
+        """Queue a kernel whose warps take rows in turn."""
+        self.each(file, name, 32 * n_rows, *arguments)
 
     def columns(self, file, name, width, n_parts, *arguments):
         """Queue a kernel whose blocks take tiles of columns and parts of the rows."""
@@ -302,15 +229,15 @@ class CUDAExecutor:
         """Queue rows of X, as a block of the input's stride."""
         stride = int(self.layers[0]["in_stride"])
         if isinstance(X, CompressedRows):
-            self.each(
-                *("rows", "gather_compressed_rows", 32 * n_rows),
+            self.each_row(
+                *("rows", "gather_compressed_rows", n_rows),
                 *(x, X.data, X.columns, X.starts, X.is_wide, rows, weights, steps),
                 *(n_rows, self.network.n_features, stride),
             )
             return
         row_stride, column_stride = (s // self.dtype.itemsize for s in X.strides)
-        self.each(
-            *("rows", "gather_rows", n_rows * self.network.n_features),
+        self.each_row(
+            *("rows", "gather_rows", n_rows),
             *(x, X, rows, weights, steps, n_rows, self.network.n_features, stride),
             *(row_stride, column_stride),
         )
@@ -320,11 +247,9 @@ class CUDAExecutor:
         n_in, n_out, in_stride, out_stride = (int(layer[key]) for key in SIZES)
         weight = self.tensor(layer, "weight", self.params.vector)
         bias = self.tensor(layer, "bias", self.params.vector)
-        self.card.multiply(
-            y, x, weight, (n_rows, n_out, n_in), (out_stride, in_stride, out_stride)
-        )
-        self.each(
-            *("dense", "dense_activation_forward", n_rows * n_out),
+        self.card.multiply(y, x, weight, (n_rows, n_out, n_in), (out_stride, in_stride, out_stride))
+        self.each_row(
+            *("dense", "dense_activation_forward", n_rows),
             *(y, bias, n_rows, n_out, out_stride, int(layer["activation"])),
         )
 
@@ -435,8 +360,8 @@ class CUDAExecutor:
         """Queue dropout, forward or backward."""
         layer = self.layers[index]
         width = int(layer["n_out"])
-        self.each(
-            *("elementwise", "dropout_apply", n_rows * count(width, 4)),
+        self.each_row(
+            *("elementwise", "dropout_apply", n_rows),
             *(y, x, self.buffers["steps"], n_rows, width, int(layer["out_stride"])),
             *(float(layer["rate"]), self.key, index),
         )
@@ -444,16 +369,16 @@ class CUDAExecutor:
     def elementwise_forward(self, y, x, layer, n_rows):
         """Queue an elementwise layer."""
         width, stride = int(layer["n_out"]), int(layer["out_stride"])
-        self.each(
-            *("elementwise", "elementwise_layer_forward", n_rows * width),
+        self.each_row(
+            *("elementwise", "elementwise_layer_forward", n_rows),
             *(y, x, n_rows, width, stride, int(layer["activation"])),
         )
 
     def elementwise_backward(self, dx, dy, x, layer, n_rows):
         """Queue the gradient of an elementwise layer."""
         width, stride = int(layer["n_out"]), int(layer["out_stride"])
-        self.each(
-            *("elementwise", "elementwise_layer_backward", n_rows * width),
+        self.each_row(
+            *("elementwise", "elementwise_layer_backward", n_rows),
             *(dx, dy, x, n_rows, width, stride, int(layer["activation"])),
         )
 
@@ -470,7 +395,9 @@ class CUDAExecutor:
         steps, batch_weights, total = buffers["steps"], None, None
         if weights is not None:
             batch_weights, total = buffers["weights"], buffers["total"]
-            self.launch("rows", "gather_weights", 1, batch_weights, total, weights, rows, steps, n_rows)
+            self.launch(
+                "rows", "gather_weights", 1, batch_weights, total, weights, rows, steps, n_rows
+            )
         self.gather(self.at(0, "input", "activations"), X, rows, weights, steps, n_rows)
         for index, layer in enumerate(self.layers):
             x, y = (self.at(index, key, "activations") for key in ("input", "output"))
@@ -543,14 +470,14 @@ class CUDAExecutor:
             *(self.n_tiles, total, self.alpha, n_rows),
         )
 
-    def data(self, X, targets, weights, rows):
+    def put(self, X, targets, weights, rows):
         """Return all that a batch is taken from, on the card."""
-        _expected(rows, np.intp, len(rows), "rows")
-        n_all = X.shape[0]
+        expected(rows, np.intp, len(rows), "rows")
+        n_all, data = X.shape[0], self.data
         return (
-            self.rows_of(X),
-            self.targets_of(targets, n_all),
-            self.weights_of(weights, n_all),
+            data.rows_of(X),
+            data.targets_of(targets, n_all),
+            data.weights_of(weights, n_all),
             self.card.upload(rows),
         )
 
@@ -575,8 +502,8 @@ class CUDAExecutor:
         n_rows, n_params = len(rows), self.network.n_params
         if n_rows > self.capacity:
             raise ValueError(f"{n_rows} rows do not fit buffers for {self.capacity}.")
-        _expected(grads, self.dtype, n_params, "grads", writable=True)
-        data = self.data(X, targets, weights, rows)
+        expected(grads, self.dtype, n_params, "grads", writable=True)
+        data = self.put(X, targets, weights, rows)
         self.allocate()
         self.push()
         self.card.write(self.buffers["steps"], np.array([0, step]))
@@ -597,15 +524,42 @@ class CUDAExecutor:
         returns the next position. Mini-batches without weight are passed over.
         """
         self.check_loss()
-        _expected(optimizer, OPTIMIZER_DTYPE, 1, "optimizer", writable=True)
+        expected(optimizer, OPTIMIZER_DTYPE, 1, "optimizer", writable=True)
         n_vectors = 2 if optimizer["kind"][0] == OptimizerKind.ADAM else 1
-        _expected(memory, self.dtype, n_vectors * self.network.n_params, "memory", writable=True)
-        _expected(sums, np.float64, 2 + self.n_scores, "sums", writable=True)
-        data = self.data(X, targets, weights, rows)
+        expected(memory, self.dtype, n_vectors * self.network.n_params, "memory", writable=True)
+        expected(sums, np.float64, 2 + self.n_scores, "sums", writable=True)
+        data = self.put(X, targets, weights, rows)
+        if epochs.fits(self.card, self.network, self.batch_size, self.target_size) and not (
+            isinstance(data[0], CompressedRows)
+        ):
+            start = self.train_small(data, rows, start, optimizer, memory, sums)
+        else:
+            start = self.train_steps(data, len(rows), start, optimizer, memory, sums)
+        if start == len(rows):
+            self.fetch()
+        return start
+
+    def train_small(self, data, rows, start, optimizer, memory, sums):
+        """Train a network that fits into one block, in one launch."""
+        if self.small is None:
+            self.small = epochs.Models(
+                [self.network],
+                loss_kinds=[self.loss_kind],
+                alphas=[self.alpha],
+                batch_sizes=[self.batch_size],
+                dropout_keys=[self.dropout_key],
+            )
+        X, targets, weights, _ = data
+        rule = epochs.Rule(optimizer, memory)
+        self.small.bind(X, targets, [weights], [rows])
+        self.is_ahead = True
+        return int(self.small.advance([0], [rule], [start], sums[np.newaxis])[0])
+
+    def train_steps(self, data, n_rows, start, optimizer, memory, sums):
+        """Train by launches, step by step."""
         self.allocate()
         if self.memory is None or self.memory.vector.size < memory.size:
             self.memory = Twin(self.card, memory.size, self.dtype)
-            self.plans.clear()
         if not self.is_ahead:
             self.push()
             self.memory.push(memory)
@@ -615,18 +569,20 @@ class CUDAExecutor:
         card.write(buffers["steps"], np.array([start, optimizer["t"][0]]))
         card.write(buffers["sums"], sums)  # so that no bit depends on how calls cut an epoch
         max_norm = float(optimizer["max_grad_norm"][0])
-        began, n_steps, most = perf_counter(), 0, max(1, int(SECONDS_PER_CALL / self.seconds_per_step))
+        began, n_steps, most = (
+            perf_counter(),
+            0,
+            max(1, int(SECONDS_PER_CALL / self.seconds_per_step)),
+        )
         self.is_ahead = True
-        while start < len(rows) and n_steps < most:
-            stop = batch_stop(start, len(rows), self.batch_size, self.network.min_rows)
+        while start < n_rows and n_steps < most:
+            stop = batch_stop(start, n_rows, self.batch_size, self.network.min_rows)
             self.gradient(data, stop - start)
             self.finish(data, stop - start, max_norm)
             start, n_steps = stop, n_steps + 1
         sums[:] = card.read(buffers["sums"])
         optimizer["t"] = card.read(buffers["steps"])[1]
         self.seconds_per_step = (perf_counter() - began) / n_steps
-        if start == len(rows):
-            self.fetch()
         return start
 
     # Inference.
@@ -636,9 +592,7 @@ class CUDAExecutor:
         here, there = work
         self.gather(here, X, rows, weights, steps, n_rows)
         which = (
-            Statistics.POPULATION_MEAN
-            if self.network.use_population
-            else Statistics.MOVING_MEAN
+            Statistics.POPULATION_MEAN if self.network.use_population else Statistics.MOVING_MEAN
         )
         for layer in self.layers[:stop]:
             if layer["kind"] == LayerKind.DENSE:
@@ -668,7 +622,7 @@ class CUDAExecutor:
 
     def predict(self, X):
         """Return the raw outputs, on the card if X lies there."""
-        self.check_rows(X)
+        self.data.check_rows(X)
         if not self.is_ahead:
             self.push()
         card, n_rows, n_outputs = self.card, X.shape[0], self.network.n_outputs
@@ -678,18 +632,14 @@ class CUDAExecutor:
         result = raw if is_there else np.empty((n_rows, n_outputs), self.dtype)
         for block, work in self.blocks(n_rows):
             size = block.stop - block.start
-            part = X[block] if is_there else self.put(X[block])
+            part = self.data.put(X[block])
             out = self.forward_eval(part, None, None, steps, size, work, None)
             target = raw[block] if is_there else card.empty((size, n_outputs), self.dtype)
             stride = int(self.layers[-1]["out_stride"])
-            self.each("rows", "copy_rows", size * n_outputs, target, out, size, n_outputs, stride)
+            self.each_row("rows", "copy_rows", size, target, out, size, n_outputs, stride)
             if not is_there:
                 card.read(target, result[block])
         return result
-
-    def put(self, X):
-        """Return rows of the host's on the card."""
-        return CompressedRows(self.card, X) if hasattr(X, "indptr") else self.card.upload(X)
 
     def weights_of_block(self, weights, rows, steps, n_rows):
         """Return the gathered weights of a block of rows, and their sum."""
@@ -702,7 +652,7 @@ class CUDAExecutor:
     def evaluate(self, X, targets, weights, rows):
         """Return the sum of the losses, without penalty, the weight of all rows, and the scores."""
         self.check_loss()
-        X, targets, weights, rows = self.data(X, targets, weights, rows)
+        X, targets, weights, rows = self.put(X, targets, weights, rows)
         if not self.is_ahead:
             self.push()
         n_rows, size = rows.size, 2 + self.n_scores
@@ -723,7 +673,7 @@ class CUDAExecutor:
         if len(rows) == 0:
             raise ValueError("There are no rows with weight to take statistics of.")
         n_all = X.shape[0]
-        X, weights = self.rows_of(X), self.weights_of(weights, n_all)
+        X, weights = self.data.rows_of(X), self.data.weights_of(weights, n_all)
         if not self.is_ahead:
             self.push()
         self.network.use_population = True

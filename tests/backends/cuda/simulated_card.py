@@ -9,6 +9,7 @@ fails here as it would on a card. Memory has walls, and is NaN before somebody w
 import ctypes
 import hashlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -17,8 +18,9 @@ import sys
 import tempfile
 import threading
 import weakref
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -35,7 +37,7 @@ FLAGS = (
     f"-fsanitize={SANITIZED},float-cast-overflow,return",
 )
 WALL = 128  # pairs of bytes
-BOUNDS = re.compile(r"__launch_bounds__\((\w+)\)\s*(\w+)\(")
+BOUNDS = re.compile(r"__launch_bounds__\(([^,)]*)[^)]*\)\s*(\w+)\(")
 LAUNCHING = threading.Lock()  # a compiled file runs one grid at a time
 
 
@@ -60,7 +62,7 @@ def library(text, names, dtype):
     flags = [*FLAGS, f"-Dreal={real}"]
     bounds = {**dict.fromkeys(names, 1024), **{name: n for n, name in BOUNDS.findall(text)}}
     launchers = "".join(f"SHIM_KERNEL({name}, {n})\n" for name, n in bounds.items())
-    code = f'#include "shim.h"\n#line 1 "kernels"\n{text}\nSHIM_FILE\n{launchers}'
+    code = f'#include "shim.h"\n#line 1 "kernels"\n{text}\n{launchers}'
     everything = "\0".join([version, *flags, SHIM.read_text("utf-8"), code])
     target = BUILT / f"kernels-{hashlib.sha256(everything.encode()).hexdigest()[:32]}.so"
     if not target.exists():
@@ -173,8 +175,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
         return (2, 0)
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        if dl_device not in (None, (1, 0), (2, 0)):
-            raise BufferError("unsupported device requested.")
+        if dl_device not in (None, (1, 0), (2, 0)) or (dl_device is None and stream is None):
+            raise BufferError("unsupported device requested.")  # by NumPy, for one
         return (self.get() if dl_device == (1, 0) else self._values).__dlpack__()
 
     def __array__(self, dtype=None, copy=None):
@@ -383,6 +385,12 @@ class Graph:
             call()
 
 
+class Device(NamedTuple):
+    """Which card."""
+
+    id: int
+
+
 class SimulatedCard:
     """The stand-in for :class:`skbn.backends.cuda.card.Card`.
 
@@ -390,14 +398,14 @@ class SimulatedCard:
     ----------
     seed : int
         Decides in which order blocks and threads run; no result may depend on it.
-    shared_memory, multiprocessors, free_memory : int
-        What the card says of itself.
+    shared_memory, multiprocessors, memory : int
+        What it has; no result may depend on it.
     """
 
-    def __init__(self, seed=0, *, shared_memory=101376, multiprocessors=4, free_memory=2**30):
-        self.device, self.name = "<simulated device 0>", "simulated card"
+    def __init__(self, seed=0, *, shared_memory=101376, multiprocessors=4, memory=2**30):
+        self.device, self.name = Device(0), "simulated card"
         self.multiprocessors, self.shared_memory = multiprocessors, shared_memory
-        self._free_memory = free_memory
+        self._memory = memory
         self._seeds = itertools.count(seed << 32)
         self._captured = None
         self._damage = []  # what walls of memory that is gone showed
@@ -420,12 +428,15 @@ class SimulatedCard:
 
     @property
     def free_memory(self):
-        return self._free_memory
+        return self._memory - sum(memory.bytes.size for memory in list(self._memories))
 
     def empty(self, shape, dtype):
         self._outside_captures("an allocation")
         dtype, shape = np.dtype(dtype), (shape,) if np.ndim(shape) == 0 else tuple(shape)
-        memory = Memory(self, reduce(int.__mul__, map(int, shape), dtype.itemsize), dtype)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes > self.free_memory:
+            raise MemoryError(f"Out of memory allocating {n_bytes:,} bytes.")
+        memory = Memory(self, n_bytes, dtype)
         self._memories.add(memory)
         return SimulatedArray(memory.bytes.view(dtype).reshape(shape), memory)
 
@@ -443,13 +454,12 @@ class SimulatedCard:
         return np.frombuffer(np.full(size * np.dtype(dtype).itemsize, 0xFF, np.uint8), dtype)
 
     def upload(self, array):
-        self._outside_captures("a copy to the card")
-        if isinstance(array, SimulatedArray):
-            return array
-        return self._filled(np.asarray(array))
+        target = self.empty(array.shape, array.dtype)
+        self.write(target, array)
+        return target
 
     def write(self, target, array):
-        target.set(np.ascontiguousarray(array).reshape(target.shape))
+        target.set(np.ascontiguousarray(array))
 
     def read(self, source, out=None):
         return source.get(out=out)
@@ -471,8 +481,14 @@ class SimulatedCard:
             )
         if isinstance(x, SimulatedArray):
             return x._view(x._values)
-        values = np.from_dlpack(_OnHost(x))
-        return SimulatedArray(values, Memory(self, values.nbytes, values.dtype, values))
+        host = np.from_dlpack(_OnHost(x))
+        size = sum((n - 1) * step for n, step in zip(host.shape, host.strides, strict=True))
+        size = size + host.itemsize if host.size else 0
+        # By its address, as on a card; NumPy would not write to it.
+        raw = np.ndarray(size, np.uint8, (ctypes.c_uint8 * size).from_address(host.ctypes.data))
+        memory = Memory(self, size, host.dtype, raw)
+        memory.owner = host
+        return SimulatedArray(np.ndarray(host.shape, host.dtype, raw, 0, host.strides), memory)
 
     # Kernels.
 

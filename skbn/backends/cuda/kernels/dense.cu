@@ -10,10 +10,9 @@
 extern "C" __global__ void __launch_bounds__(256, 1) dense_activation_forward(
     real *y, const real *bias, int64_t n_rows, int64_t width, int64_t stride, int64_t activation)
 {
-    for (int64_t k = thread_of_grid(); k < n_rows * width; k += threads_of_grid()) {
-        const int64_t j = k % width, at = k / width * stride + j;
-        y[at] = activation_forward(activation, y[at] + bias[j]);
-    }
+    for (int64_t i = warp_of_grid(); i < n_rows; i += warps_of_grid())
+        for (int64_t j = lane(); j < width; j += 32)
+            y[i * stride + j] = activation_forward(activation, y[i * stride + j] + bias[j]);
 }
 
 /* dz where dy was, by parts of part_rows rows; to `parts`, (n_parts, stride), the sums of dz over them. Where there is

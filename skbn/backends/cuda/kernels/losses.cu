@@ -26,9 +26,11 @@ extern "C" __global__ void __launch_bounds__(LOSS_ROWS, 1) loss_forward_backward
             bool is_right;
             real *const slopes = draw ? draw + i * stride : 0;
             if (kind == SKBN_BINARY_LOG_LOSS)
-                loss = binary_log_loss(slopes, is_right, raw + i * stride, targets + row * n_out, n_out, 1, weight * rate);
+                loss = binary_log_loss(
+                    slopes, is_right, raw + i * stride, targets + row * n_out, n_out, 1, weight * rate, 1);
             else
-                loss = categorical_log_loss(slopes, is_right, raw + i * stride, targets + row, n_out, 1, weight * rate);
+                loss = categorical_log_loss(
+                    slopes, is_right, raw + i * stride, targets + row, n_out, 1, weight * rate);
             loss = weight > 0 ? weight * loss : 0;
             right = is_right ? weight : 0;
         }

@@ -2,7 +2,8 @@
  *
  * Losses of one row of raw outputs; the reductions are decided in skbn/_losses.py, formulas: cpu/losses.pxd.
  *
- * A row returns its loss and writes, if asked, its gradient times `factor`, its weight in the mean over the batch.
+ * A row returns its loss and writes, if asked, its gradient times `factor`, its weight in the mean over the batch. Its
+ * numbers are `pitch` apart.
  */
 #ifndef SKBN_LOSSES_CUH
 #define SKBN_LOSSES_CUH
@@ -21,12 +22,13 @@ DEVICE double bounded(double loss)
 
 /* Sum over the labels of max(z, 0) - z y + log(1 + exp(-|z|)). */
 DEVICE double binary_log_loss(
-    real *draw, bool &is_right, const real *raw, const real *targets, int64_t n_out, int64_t pitch, double factor)
+    real *draw, bool &is_right, const real *raw, const real *targets, int64_t n_out, int64_t pitch, double factor,
+    int64_t targets_pitch)
 {
     double loss = 0;
     is_right = true;
     for (int64_t j = 0; j < n_out; j++) {
-        const real z = raw[j * pitch], y = targets[j], e = exp(-fabs(z));
+        const real z = raw[j * pitch], y = targets[j * targets_pitch], e = exp(-fabs(z));
         loss += bounded((z > 0 ? z : (real)0) - z * y) + log1p((double)e);
         is_right = is_right && (z > 0) == (y > 0);
         if (draw)

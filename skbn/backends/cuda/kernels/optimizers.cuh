@@ -9,7 +9,7 @@
 
 DEVICE double between(double start, double end, double share)
 {
-    return end + (start - end) * 0.5 * (1 + cos(3.14159265358979323846 * (share < 1 ? share : 1)));
+    return end + (start - end) * 0.5 * (1 + cospi(share < 1 ? share : 1));
 }
 
 /* Learning rate of the update that comes after t others. */

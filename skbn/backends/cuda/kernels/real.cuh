@@ -39,4 +39,9 @@ DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 DEVICE int64_t thread_of_grid() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE int64_t threads_of_grid() { return (int64_t)gridDim.x * blockDim.x; }
 
+/* The same for warps, which take a row each: numbers in rows are found without a division. */
+DEVICE int64_t lane() { return threadIdx.x % 32; }
+DEVICE int64_t warp_of_grid() { return thread_of_grid() / 32; }
+DEVICE int64_t warps_of_grid() { return threads_of_grid() / 32; }
+
 #endif
