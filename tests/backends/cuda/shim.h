@@ -422,7 +422,7 @@ SHIM_MATH(erfc, SHIM_1, x) SHIM_MATH(fabs, SHIM_1, x) SHIM_MATH(floor, SHIM_1, x
 SHIM_MATH(rint, SHIM_1, x) SHIM_MATH(trunc, SHIM_1, x) SHIM_MATH(pow, SHIM_2, x, y) SHIM_MATH(fmin, SHIM_2, x, y)
 SHIM_MATH(fmax, SHIM_2, x, y) SHIM_MATH(copysign, SHIM_2, x, y) SHIM_MATH(fma, SHIM_3, x, y, z)
 template <class T> T rsqrt(T x) { return 1 / sqrt(x); }
-template <class T> T cospi(T x) { return cos(T(3.14159265358979323846) * x); }
+template <class T> T cospi(T x) { return cos((T)3.14159265358979323846 * x); }
 template <class T> bool isnan(T x) { return __builtin_isnan(x); }
 template <class T> bool isinf(T x) { return __builtin_isinf(x); }
 template <class T> bool isfinite(T x) { return __builtin_isfinite(x); }
