@@ -161,7 +161,7 @@ def _validate_on_card(estimator, X, *y, dtype, **options):
     """Let scikit-learn see shape and type, in an array of one number; look for NaN on the card."""
     card = get_card(card_number(X))
     if X.ndim != 2 or X.dtype.kind not in "biuf":
-        validate_data(estimator, card.read(X), dtype=dtype, **options)  # refuses it
+        validate_data(estimator, card.read(X), *y, dtype=dtype, **options)  # refuses it
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
     converted = X.dtype if X.dtype in dtypes else np.dtype(dtypes[0])
     shape_alone = np.broadcast_to(np.zeros((), converted), X.shape)

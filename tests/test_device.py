@@ -503,8 +503,14 @@ def test_not_finite(card, kind, dtype, value, blobs, unchanged):
             call()
     with refused(unchanged, est, ValueError, "X_val: Input X contains"):
         est.fit(card.upload(X), y, X_val=card.upload(bad), y_val=y)
+
+
+def test_nothing_is_looked_for_in_finite_rows(card, blobs, monkeypatch):
+    X, y = blobs()
+    est = make().fit(X, y)
+    monkeypatch.setattr("skbn._devices.non_finite", lambda X: pytest.fail("a look at all rows"))
     with sklearn.config_context(assume_finite=True):
-        est.predict(card.upload(bad))
+        est.predict(card.upload(X))
 
 
 def test_too_large_for_the_network(card, blobs):
@@ -534,10 +540,14 @@ def test_in_the_words_of_sklearn(card, kind, spoil, blobs, unchanged):
     est = make(kind).fit(X, y)
     bad = np.atleast_1d(spoil(X))
     on_card = card.upload(bad).reshape(np.shape(spoil(X)))
-    with pytest.raises(ValueError, match=r"\w") as expected:
-        est.predict(spoil(X))
-    with refused(unchanged, est, ValueError, re.escape(str(expected.value))):
-        est.predict(on_card)
+    for method in ("predict", "fit"):
+        rest = (y,) if method == "fit" else ()
+        if method == "fit" and spoil is BAD["other columns"]:
+            continue
+        with pytest.raises(ValueError, match=r"\w") as expected:
+            getattr(est, method)(spoil(X), *rest)
+        with refused(unchanged, est, ValueError, re.escape(str(expected.value))):
+            getattr(est, method)(on_card, *rest)
 
 
 def test_other_lengths(card, blobs):
