@@ -152,26 +152,51 @@ def check_same_place(X, X_val):
         )
 
 
+def resolved(device, X):
+    """Return where to compute with X, "cpu" or "cuda"; None is where X lies."""
+    return device or ("cpu" if card_number(X) is None else "cuda")
+
+
 def validator(X):
     """Return scikit-learn's ``validate_data``, or what does the same where X lies on a card."""
     return validate_data if card_number(X) is None else _validate_on_card
 
 
 def _validate_on_card(estimator, X, *y, dtype, **options):
-    """Let scikit-learn see shape and type, in an array of one number; look for NaN on the card."""
-    card = get_card(card_number(X))
-    if X.ndim != 2 or X.dtype.kind not in "biuf":
-        validate_data(estimator, card.read(X), *y, dtype=dtype, **options)  # refuses it
-    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-    converted = X.dtype if X.dtype in dtypes else np.dtype(dtypes[0])
-    shape_alone = np.broadcast_to(np.zeros((), converted), X.shape)
-    result = validate_data(
-        estimator, shape_alone, *y, dtype=dtype, ensure_all_finite=False, **options
-    )
-    X = X.astype(converted, copy=False)
+    """Let scikit-learn see shape and type alone; look for what is not finite on the card."""
+    shown = _shown(X, dtype)
+    options |= {"dtype": dtype, "ensure_all_finite": False}
+    result = validate_data(estimator, shown, *y, **options)
+    X = X.astype(shown.dtype, copy=False)
     if not get_config()["assume_finite"]:
         for value, found in zip((np.nan, np.inf), non_finite(X), strict=True):
             if found:
                 name = type(estimator).__name__
-                assert_all_finite(converted.type(value), estimator_name=name, input_name="X")
+                assert_all_finite(shown.dtype.type(value), estimator_name=name, input_name="X")
     return (X, *result[1:]) if y else X
+
+
+def checker(X):
+    """Return scikit-learn's ``check_array``, or what does the same where X lies on a card.
+
+    There it does not look for what is not finite.
+    """
+    return check_array if card_number(X) is None else _check_on_card
+
+
+def _check_on_card(X, *, dtype, **options):
+    shown = _shown(X, dtype)
+    check_array(shown, dtype=dtype, **options)
+    return X.astype(shown.dtype, copy=False)
+
+
+def _shown(X, dtype):
+    """Return for scikit-learn an array of one number, of the shape of X and the type it will have.
+
+    What is about to be refused is shown as it is: it may stand in the message.
+    """
+    if X.ndim != 2 or X.dtype.kind not in "biuf":
+        return get_card(card_number(X)).read(X)
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    converted = X.dtype if X.dtype in dtypes else np.dtype(dtypes[0])
+    return np.broadcast_to(np.zeros((), converted), X.shape)

@@ -23,7 +23,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from skbn._callbacks import EpochTasks
-from skbn._devices import check_same_place, on_host, received, validator
+from skbn._devices import check_same_place, on_host, received, resolved, validator
 from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._network import Network, architecture
@@ -693,7 +693,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     def _executor_for(self, X):
         """Return the executor class for validated rows."""
-        return get_executor(self.device or ("cpu" if card_number(X) is None else "cuda"))
+        return get_executor(resolved(self.device, X))
 
     def _validate_rows(self, X, dtype):
         """Return rows of the features and the type that a network has."""

@@ -27,7 +27,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skbn import MLPClassifierBN, MLPRegressorBN
+from skbn import MLPClassifierBN, MLPRegressorBN, fit_many
 from skbn._losses import log_loss
 from skbn.backends.cuda.card import current
 from skbn.backends.cuda.executor import CUDAExecutor
@@ -188,6 +188,25 @@ def test_sparse_rows(card, kind, blobs):
     est = make(kind, device="cuda").fit(csr_array(X), y)
     assert_same_fit(est, expected, np.float64)
     assert_allclose(est.predict(csr_array(X)), expected.predict(X), rtol=1e-9)
+
+
+def test_many_fits_at_once(card, blobs):
+    X, y = blobs(n_classes=2)
+    folds = [np.arange(40), None, None]
+    ests = [make(batch_norm="before"), make(solver="lbfgs", batch_size="auto"), make(device="cuda")]
+    expected = [
+        clone(est).fit(X, y) if rows is None else clone(est).fit(X[rows], y[rows])
+        for est, rows in zip(ests, folds, strict=True)
+    ]
+    for weights in (None, card.upload(np.ones(61))):
+        fit_many(ests, card.upload(X), card.upload(y), weights, rows=folds)
+        for est, same in zip(ests, expected, strict=True):
+            assert_same_fit(est, same, np.float64)
+    with pytest.raises(TypeError, match="device='cpu'"):
+        fit_many([make(), make(device="cpu")], card.upload(X), y)
+    X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        fit_many([make()], card.upload(X), y)
 
 
 def test_recalibrate(card, blobs):

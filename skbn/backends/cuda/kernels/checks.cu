@@ -4,7 +4,7 @@
  */
 #include "real.cuh"
 
-/* found[0]: NaN; found[1]: infinity; all who write there write 1. A block takes blockDim.x numbers of one outer entry. */
+/* found[0]: NaN; found[1]: infinity; whoever writes there writes 1. A block takes blockDim.x numbers of one entry. */
 extern "C" __global__ void __launch_bounds__(256) find_non_finite(
     int *found, const real *x, int64_t n, int64_t stride, int64_t n_outer, int64_t outer_stride)
 {
