@@ -584,7 +584,7 @@ class CUDAExecutor:
         buffers, card = self.buffers, self.card
         card.write(buffers["optimizer"], optimizer.view(np.float64))
         card.write(buffers["steps"], np.array([start, optimizer["t"][0]]))
-        card.write(buffers["sums"], self.new_sums())
+        card.write(buffers["sums"], sums)  # so that no bit depends on how calls cut an epoch
         self.launch(
             *("optimizers", "plan_first_rate", 1, buffers["rate"], buffers["optimizer"]),
             buffers["steps"],
@@ -600,7 +600,7 @@ class CUDAExecutor:
             alike = max(1, min(alike, most - n_steps))
             self.do_steps(data, stop - start, alike, max_norm)
             start, n_steps = start + alike * (stop - start), n_steps + alike
-        sums += card.read(buffers["sums"])
+        sums[:] = card.read(buffers["sums"])
         optimizer["t"] = card.read(buffers["steps"])[1]
         self.seconds_per_step = (perf_counter() - began) / n_steps
         return start
