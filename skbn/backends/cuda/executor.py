@@ -567,10 +567,10 @@ class CUDAExecutor:
                 card=self.card,
             )
         X, targets, weights, _ = data
-        rule = epochs.Rule(optimizer, memory)
         self.small.bind(X, targets, [weights], [rows])
         self.is_ahead = True
-        return int(self.small.advance([0], [rule], [start], sums[np.newaxis])[0])
+        which, start = np.zeros(1, np.intp), np.array([start])
+        return int(self.small.advance(which, optimizer, [memory], start, sums[np.newaxis])[0])
 
     def train_steps(self, data, n_rows, start, optimizer, memory, sums):
         """Train by launches, step by step."""
