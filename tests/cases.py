@@ -61,12 +61,12 @@ def cards():
     found = {}
     if shim.compiler()[0]:
         found["simulated card"] = simulated_card.SimulatedCard()
-        found["simulated card, steps"] = simulated_card.SimulatedCard(shared_memory=4096)
+        found["simulated card, steps"] = simulated_card.SimulatedCard(shared_memory=6144)
     if importlib.util.find_spec("cupy"):
         with suppress(RuntimeError):
             found["card"] = card.current()
             found["card, steps"] = card.Card(found["card"].device.id)
-            found["card, steps"].shared_memory = 4096
+            found["card, steps"].shared_memory = 6144
     return found
 
 

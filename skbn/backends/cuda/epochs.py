@@ -17,7 +17,7 @@ from skbn.backends.memory import padded
 from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
 
 THREADS = 256  # EPOCH_THREADS
-STATIC_MEMORY = 4096  # bytes: what the kernel keeps beside the room it is given, and to spare
+STATIC_MEMORY = 6144  # bytes: what the kernel keeps beside the room it is given, and to spare
 SECONDS_PER_CALL = 0.05  # so that Ctrl-C is heard
 JOB = sources.record("epochs.cuh", "Job")
 
@@ -168,8 +168,10 @@ class Models:
             self.jobs[role] = base + part.start + 8 * shape[1] * np.arange(n)
         for role, vectors in places.items():
             self.jobs[role] = [base + part.start for part, _ in vectors]
-        self.parts = self.card.zeros((n, 2 * THREADS), np.float64)
-        self.jobs["parts"] = address(self.parts) + 16 * THREADS * np.arange(n)
+        parts = 2 * THREADS + 2 + int(self.jobs["n_layers"].max())
+        self.parts = self.card.zeros((n, parts), np.float64)
+        self.jobs["parts"] = address(self.parts) + 8 * parts * np.arange(n)
+        self.jobs["is_new"] = 1
         self.tables = [self.card.upload(words(compact_table(n)[0])) for n in self.networks]
         self.jobs["layers"] = [address(table) for table in self.tables]
         self.begun = np.zeros((n, 2 + max(self.n_scores)))  # sums when an epoch began
@@ -182,6 +184,7 @@ class Models:
         rules = rules.view(np.float64).reshape(self.records.shape)
         is_new = not np.array_equal(words(rules), words(self.records))
         if is_new or not np.array_equal(self.sums[:, 0], records["t"]):
+            self.jobs["is_new"][self.sums[:, 0] != records["t"]] = 1
             self.records[:], self.sums[:, 0] = rules, records["t"]
             self.card.write(self.there[self.control], self.known[self.control])
         if not self.is_ahead:
@@ -190,7 +193,7 @@ class Models:
                 for role, vector in self.host(m, network):
                     if not np.array_equal(words(self.views[role][m]), words(vector)):
                         self.views[role][m][:] = vector
-                        is_new = True
+                        self.jobs["is_new"][m] = is_new = True
             if is_new:
                 self.card.write(self.there[self.vectors], self.known[self.vectors])
 
@@ -258,6 +261,7 @@ class Models:
             (self.card.upload(words(jobs)), *map(int, sizes)),
             shared=int(room(sizes, self.dtype.itemsize)),
         )
+        self.jobs["is_new"][which] = 0
         positions = self.positions_after(jobs, n_batches)
         self.expected[which] = np.where(positions < jobs["n_rows"], positions, -1)
         self.card.read(self.there[self.control], self.known[self.control])

@@ -21,7 +21,7 @@
 #define QUAD 4
 /* Blocks of a multiprocessor that registers must do for: as many as they do for without spilling. */
 #define BLOCKS (sizeof(real) == 4 ? 2 : 1)
-#define PREFETCHED 4 /* numbers a thread has on their way */
+#define PREFETCHED 2 /* numbers a thread has on their way */
 
 /* End of the mini-batch that begins at `start`; a rest shorter than min_rows joins it. */
 DEVICE int64_t batch_stop(int64_t start, int64_t n_rows, int64_t size, int64_t min_rows)
@@ -40,11 +40,12 @@ struct Workplace {
     double *weights;        /* (pitch,) */
     double *saved;          /* `saved` of the records times n_virtual, (3, stride) a virtual batch */
     int64_t *order;         /* (pitch,): rows of the next mini-batch */
-    int64_t start, stop, next_stop; /* of this mini-batch and the next */
+    int64_t start, stop, next_stop, last_stop;  /* of this mini-batch, the next, and the one after that */
     int64_t step;
     double rows_seen;
     int pitch, n_rows;
     double total;           /* weight of the batch */
+    double *loss, *right;   /* (threads,): what each has added to loss and score */
     double *decays;         /* (n_layers,): batch norm's momentum to the power of the batches seen */
     double decay_1, decay_2;    /* Adam's betas to the power of the updates */
     Update update;
@@ -83,8 +84,8 @@ DEVICE void dense_forward(const Workplace &w, const LayerRecord &layer, real *y,
 }
 
 /* Gradients of weights (with penalty) and bias: a thread has one input and four units, far apart; the bias is an input
- * that is always 1. dy becomes dz. dx NULL: not wanted. Returns this thread's share of the sum of squared weights. */
-DEVICE double dense_backward(
+ * that is always 1. dy becomes dz. dx NULL: not wanted. A thread adds its share of the penalty to the loss. */
+DEVICE void dense_backward(
     const Workplace &w, const LayerRecord &layer, real *dx, real *dy, const real *y, const real *x, real penalty)
 {
     const real *weight = w.params + layer.weight;
@@ -150,8 +151,8 @@ DEVICE double dense_backward(
                     dx[(i + q) * pitch + r] = sum[q];
         }
     }
+    w.loss[threadIdx.x] += 0.5 * w.job->alpha * squares * (w.n_rows / w.total);
     __syncthreads();
-    return squares;
 }
 
 /* The threads that share a unit: 1 to 32 neighbours, as many as there are for all units at once. */
@@ -311,7 +312,7 @@ DEVICE void batch_norm_backward(
 }
 
 DEVICE void dropout_apply(
-    const Workplace &w, const LayerRecord &layer, real *y, const real *x, int64_t index, int64_t step)
+    const Workplace &w, const LayerRecord &layer, real *y, const real *x, int64_t index)
 {
     const int n_out = (int)layer.n_out, quads = (n_out + 3) / 4;
     const uint64_t threshold = dropout_threshold(layer.rate);
@@ -319,7 +320,7 @@ DEVICE void dropout_apply(
     for (int k = threadIdx.x; k < quads * w.n_rows; k += EPOCH_THREADS) {
         const int r = k % w.n_rows, quad = k / w.n_rows;
         uint32_t words[4];
-        dropout_words(words, quad, r, index, step, (uint64_t)w.job->key);
+        dropout_words(words, quad, r, index, w.step, (uint64_t)w.job->key);
 #pragma unroll
         for (int q = 0; q < 4; q++) {
             const int at = (quad * 4 + q) * w.pitch + r;
@@ -343,12 +344,13 @@ DEVICE void elementwise(const Workplace &w, const LayerRecord &layer, real *out,
 }
 
 /* Gradient of the raw outputs. A thread adds what its rows cost and, for log losses, what they decide right; squared
- * errors are added to the sums in global memory, output by output. `scale` turns sums over rows into shares of them. */
+ * errors are added to the sums in global memory, output by output. */
 DEVICE void loss_forward_backward(
-    const Workplace &w, real *draw, const real *raw, int n_out, double &loss, double &right, double scale)
+    const Workplace &w, real *draw, const real *raw, int n_out)
 {
     const Job &job = *w.job;
-    const double rate = 1 / w.total;
+    const double rate = 1 / w.total, scale = w.n_rows * rate;
+    double loss = 0, right = 0;
     if (is_log_loss(job.loss)) {
         for (int r = threadIdx.x; r < w.n_rows; r += EPOCH_THREADS) {
             const double weight = job.weights ? w.weights[r] : 1;
@@ -362,7 +364,7 @@ DEVICE void loss_forward_backward(
                     draw + r, is_right, raw + r, w.targets + r, n_out, w.pitch, weight * rate, w.pitch);
             }
             if (weight > 0) {
-                loss += weight * cost * scale;
+                loss += weight * cost;
                 right += is_right ? weight : 0;
             }
         }
@@ -376,8 +378,7 @@ DEVICE void loss_forward_backward(
                 const double weight = job.weights ? w.weights[r] : 1;
                 double error = 0, slope = 0;
                 if (weight > 0)
-                    loss += weight * share * scale *
-                            error_loss(job.loss, raw[at + r], w.targets[at + r], error, slope);
+                    loss += weight * share * error_loss(job.loss, raw[at + r], w.targets[at + r], error, slope);
                 draw[at + r] = (real)(slope * weight * rate * share);
                 squares += weight * error * error;
             }
@@ -386,6 +387,8 @@ DEVICE void loss_forward_backward(
                 job.sums[3 + j] += squares;
         }
     }
+    w.loss[threadIdx.x] += loss * scale;
+    w.right[threadIdx.x] += right;
     __syncthreads();
 }
 
@@ -433,14 +436,14 @@ struct Carrier {
                 place_of(w, k / n_fields, k % n_fields, n_fields) = value[p];
         }
     }
-    DEVICE_MEMBER void ask_order(const Workplace &w, int64_t start, int n_rows)
+    DEVICE_MEMBER void ask_order(const Workplace &w, int64_t start, int64_t stop)
     {
-        if (threadIdx.x < n_rows)
+        if (start + threadIdx.x < stop)
             row = w.job->rows[start + threadIdx.x];
     }
-    DEVICE_MEMBER void put_order(const Workplace &w, int n_rows) const
+    DEVICE_MEMBER void put_order(const Workplace &w, int64_t start, int64_t stop) const
     {
-        if (threadIdx.x < n_rows)
+        if (start + threadIdx.x < stop)
             w.order[threadIdx.x] = row;
     }
     /* Put the fields of rows that nobody has carried. */
@@ -469,10 +472,9 @@ struct Carrier {
 };
 
 /* Train on one mini-batch whose rows are there; add to the thread's loss and scores. */
-DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &right)
+DEVICE void train_batch(const Workplace &w)
 {
     const Job &job = *w.job;
-    const double scale = (double)w.n_rows / w.total;
     const LayerRecord &last = w.layers[job.n_layers - 1];
     for (int64_t index = 0; index < job.n_layers; index++) {
         const LayerRecord &layer = w.layers[index];
@@ -483,29 +485,27 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
         else if (layer.kind == SKBN_BATCH_NORM)
             batch_norm_forward(w, layer, y, x, index);
         else if (layer.kind == SKBN_DROPOUT)
-            dropout_apply(w, layer, y, x, index, step);
+            dropout_apply(w, layer, y, x, index);
         else
             elementwise(w, layer, y, 0, x);
     }
     real *dy = w.deltas[0], *dx = w.deltas[1];
-    loss_forward_backward(w, dy, w.activations + last.output * w.pitch, (int)last.n_out, loss, right, scale);
-    double squares = 0;
+    loss_forward_backward(w, dy, w.activations + last.output * w.pitch, (int)last.n_out);
     for (int64_t index = job.n_layers - 1; index >= 0; index--) {
         const LayerRecord &layer = w.layers[index];
         const real *x = w.activations + layer.input * w.pitch, *y = w.activations + layer.output * w.pitch;
         real *const out = index > 0 ? dx : 0;
         if (layer.kind == SKBN_DENSE)
-            squares += dense_backward(w, layer, out, dy, y, x, (real)(job.alpha / w.total));
+            dense_backward(w, layer, out, dy, y, x, (real)(job.alpha / w.total));
         else if (layer.kind == SKBN_BATCH_NORM)
             batch_norm_backward(w, layer, out, dy, y, x);
         else if (out && layer.kind == SKBN_DROPOUT)
-            dropout_apply(w, layer, out, dy, index, step);
+            dropout_apply(w, layer, out, dy, index);
         else if (out)
             elementwise(w, layer, out, dy, x);
         dx = dy;
         dy = out;
     }
-    loss += 0.5 * job.alpha * squares * scale;
     const Update update = w.update;
     const real factor = isfinite(job.optimizer->max_grad_norm) ? (real)clip_norm(w, job.optimizer->max_grad_norm)
                                                                : (real)1;
@@ -527,11 +527,14 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
     SHARED_MEMORY(double, room);
     __shared__ Job job; /* and not in the registers of every thread */
     __shared__ Workplace w;
+    __shared__ double losses[EPOCH_THREADS], scores[EPOCH_THREADS];
     copy_words(&job, jobs + blockIdx.x, sizeof(Job));
     __syncthreads();
     if (threadIdx.x == 0) { /* the sizes are the largest of all jobs; doubles first */
         w.job = &job;
         w.pitch = (int)most_rows | 1;
+        w.loss = losses;
+        w.right = scores;
         w.decays = room;
         w.saved = w.decays + most_layers;
         w.weights = w.saved + most_saved;
@@ -559,46 +562,45 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
         w.grads[k] = 0; /* pads and biases that are not trained stay so */
     }
     __syncthreads();
+    double *const powers = job.parts + 2 * EPOCH_THREADS;
     for (int k = threadIdx.x; k < (int)job.n_layers; k += EPOCH_THREADS)
         if (w.layers[k].kind == SKBN_BATCH_NORM)
-            w.decays[k] = pow(
-                w.layers[k].momentum, job.state[w.layers[k].state + SKBN_N_BATCHES * w.layers[k].out_stride]);
+            w.decays[k] = job.is_new ? pow(w.layers[k].momentum,
+                                           job.state[w.layers[k].state + SKBN_N_BATCHES * w.layers[k].out_stride])
+                                     : powers[2 + k];
     if (threadIdx.x == 0) {
-        w.decay_1 = pow(job.optimizer->beta_1, job.sums[0]);
-        w.decay_2 = pow(job.optimizer->beta_2, job.sums[0]);
+        w.decay_1 = job.is_new ? pow(job.optimizer->beta_1, job.sums[0]) : powers[0];
+        w.decay_2 = job.is_new ? pow(job.optimizer->beta_2, job.sums[0]) : powers[1];
     }
     __syncthreads();
     const int n_fields = (int)(w.layers[0].n_in + job.target_size), capacity = (int)(job.batch_size + job.min_rows - 1);
     const bool is_carried = capacity * n_fields <= PREFETCHED * EPOCH_THREADS && capacity <= EPOCH_THREADS;
     double *const parts = job.parts + threadIdx.x;
-    double loss = job.is_first ? 0 : parts[0], right = job.is_first ? 0 : parts[EPOCH_THREADS];
+    w.loss[threadIdx.x] = job.is_first ? 0 : parts[0];
+    w.right[threadIdx.x] = job.is_first ? 0 : parts[EPOCH_THREADS];
     Carrier carrier;
     if (is_carried) {
-        const int n_rows = w.next_stop - w.stop;
         Carrier::fetch(w, n_fields, w.start, (int)(w.stop - w.start));
-        carrier.ask_order(w, w.stop, n_rows);
-        carrier.put_order(w, n_rows);
+        carrier.ask_order(w, w.stop, w.next_stop);
+        carrier.put_order(w, w.stop, w.next_stop);
         __syncthreads();
     }
     for (int64_t batch = 0; batch < job.n_batches && w.start < job.n_rows; batch++) {
-        const int n_rows = (int)(w.stop - w.start), n_next = (int)(w.next_stop - w.stop);
-        const int64_t after = w.next_stop;
-        const int n_after = (int)(batch_stop(after, job.n_rows, job.batch_size, job.min_rows) - after);
-        double total = n_rows;
+        double total = (double)(w.stop - w.start);
         if (!is_carried)
-            Carrier::fetch(w, n_fields, w.start, n_rows);
+            Carrier::fetch(w, n_fields, w.start, (int)total);
         if (job.weights) {
             total = 0;
-            for (int r = threadIdx.x; r < n_rows; r += EPOCH_THREADS) {
+            for (int r = threadIdx.x; r < (int)(w.stop - w.start); r += EPOCH_THREADS) {
                 w.weights[r] = job.weights[job.rows[w.start + r]];
                 total += w.weights[r];
             }
             total = sum_over_block(total);
         }
-        __syncthreads();
         if (threadIdx.x == EPOCH_THREADS - 1) {
-            w.n_rows = n_rows;
+            w.n_rows = (int)(w.stop - w.start);
             w.total = total;
+            w.last_stop = batch_stop(w.next_stop, job.n_rows, job.batch_size, job.min_rows);
             if (total > 0) {
                 w.decay_1 *= job.optimizer->beta_1;
                 w.decay_2 *= job.optimizer->beta_2;
@@ -607,34 +609,38 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
         }
         __syncthreads();
         if (is_carried) {
-            carrier.ask(w, n_fields, n_next);
-            carrier.ask_order(w, after, n_after);
+            carrier.ask(w, n_fields, (int)(w.next_stop - w.stop));
+            carrier.ask_order(w, w.next_stop, w.last_stop);
         }
-        if (total > 0) /* else nothing in it counts */
-            train_batch(w, w.step, loss, right);
+        if (w.total > 0) /* else nothing in it counts */
+            train_batch(w);
         __syncthreads(); /* all have read this batch's rows and written their parameters */
         if (is_carried) {
-            carrier.put(w, n_fields, n_next);
-            carrier.put_order(w, n_after);
+            carrier.put(w, n_fields, (int)(w.next_stop - w.stop));
+            carrier.put_order(w, w.next_stop, w.last_stop);
         }
+        __syncthreads();
         if (threadIdx.x == 0) {
             w.start = w.stop;
-            w.stop = after;
-            w.next_stop = after + n_after;
-            if (total > 0) {
+            w.stop = w.next_stop;
+            w.next_stop = w.last_stop;
+            if (w.total > 0) {
                 w.step += 1;
-                w.rows_seen += n_rows;
+                w.rows_seen += w.n_rows;
             }
         }
         __syncthreads();
     }
     for (int64_t k = threadIdx.x; k < job.n_params; k += EPOCH_THREADS)
         job.params[k] = w.params[k];
-    parts[0] = loss;
-    parts[EPOCH_THREADS] = right;
-    loss = sum_over_block(loss);
-    right = sum_over_block(right);
+    for (int k = threadIdx.x; k < (int)job.n_layers; k += EPOCH_THREADS)
+        powers[2 + k] = w.decays[k];
+    parts[0] = w.loss[threadIdx.x];
+    parts[EPOCH_THREADS] = w.right[threadIdx.x];
+    const double loss = sum_over_block(w.loss[threadIdx.x]), right = sum_over_block(w.right[threadIdx.x]);
     if (threadIdx.x == 0) {
+        powers[0] = w.decay_1;
+        powers[1] = w.decay_2;
         job.sums[0] = (double)w.step;
         job.sums[1] = loss;
         job.sums[2] = w.rows_seen;
