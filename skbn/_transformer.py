@@ -6,15 +6,17 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.sparse import issparse
+from sklearn import get_config
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.sparsefuncs import inplace_column_scale
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skbn._devices import on_host, received
 from skbn._mlp import readable_rows, validated_weights
+from skbn._operands import operands_like
 from skbn._sklearn_compat import Interval, StrOptions, fit_context
-from skbn.backends import get_array_functions
-from skbn.backends.memory import empty_like
+from skbn.backends import card_number, get_array_functions, get_card
 from skbn.backends.records import Activation
 from skbn.functional import axes_kept
 
@@ -59,7 +61,9 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         If False, transform in place where X has the right type and layout.
 
     device : {None, "cpu", "cuda"}, default=None
-        Where to compute. None: where X lies. "cuda" is not implemented yet.
+        Where to compute. None: where X lies. "cuda": on a card; X of NumPy's is uploaded, and the
+        result is NumPy's. "cpu": on the processor; arrays on a card are refused, not copied.
+        Fitted attributes are NumPy's in any case.
 
     Attributes
     ----------
@@ -254,13 +258,17 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             self._check_names(X, reset=False)
         # Without weights NaN and inf show in the statistics, which saves reading X twice.
         shows = sample_weight is None and not issparse(X)
-        rows, axes = self._check_array(
-            X, self.axis, self.with_mean, reset, ensure_all_finite=False if shows else "allow-nan"
-        )
-        kept = tuple(rows.shape[axis] for axis in axes)
-        parameters = self._checked_parameters(kept)
-        weights = validated_weights(sample_weight, rows)
-        n, mean, mean_low, var = self._moments(readable_rows(rows), axes, weights).reshape(4, *kept)
+        rows, place = received(X, self.device)
+        with place:
+            rows, axes = self._check_array(
+                *(rows, self.axis, self.with_mean, reset),
+                ensure_all_finite=False if shows else "allow-nan",
+            )
+            kept = tuple(rows.shape[axis] for axis in axes)
+            parameters = self._checked_parameters(kept)
+            weights = validated_weights(on_host(sample_weight), _shape_alone(rows))
+            moments = self._moments(readable_rows(rows), axes, weights)
+            n, mean, mean_low, var = place.read(moments).reshape(4, *kept)
         batch = np.stack([mean, var, mean_low, np.zeros(kept)])
         old, n_samples, n_batches = np.full_like(batch, np.nan), 0, 0
         if not reset:
@@ -294,52 +302,72 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
 
     def _moments(self, X, axes, weights):
         """Return weight, mean in two parts and variance; NaN is ignored, inf refused."""
-        functions = get_array_functions(self.device)
+        functions = self._functions(X)
         if issparse(X):
             return _sparse_moments(X, weights)
         moments = functions.moments(X, axes, weights)
         if not np.isfinite(moments).all():
-            assert_all_finite(X, allow_nan=True, estimator_name=type(self).__name__, input_name="X")
+            self._refuse_infinity(X, axes)
             moments = functions.moments(X, axes, weights, ignore_nan=True)
         return moments
 
+    def _refuse_infinity(self, X, axes):
+        if card_number(X) is not None:
+            found = get_array_functions("cuda").find_non_finite(X, axes)[1]
+            X = np.full(1, np.inf if found.any() else 0, X.dtype)
+        assert_all_finite(X, allow_nan=True, estimator_name=type(self).__name__, input_name="X")
+
+    def _functions(self, X):
+        """Return what computes with X."""
+        device = self.device or ("cpu" if card_number(X) is None else "cuda")
+        if device == "cuda" and issparse(X):
+            raise TypeError("device='cuda' needs dense X; sparse matrices stay on the processor.")
+        return get_array_functions(device)
+
     def _normalize(self, X, copy, mean, mean_low, var, epsilon, gamma, beta):
         """Return X normalized; statistics are in the shape of the axes kept."""
-        axis, with_mean, *_ = self._fitted_with
-        copy = self.copy if copy is None else copy
-        X, axes = self._check_array(
-            *(X, axis, with_mean, False), ensure_all_finite="allow-nan", force_writeable=not copy
-        )
-        if issparse(X):
-            scale, gamma = np.sqrt(var + epsilon), 1.0 if gamma is None else gamma
-            X = X.copy() if copy else X
-            inplace_column_scale(X, np.divide(gamma, scale, np.zeros_like(scale), where=scale != 0))
-            return X
-        X = readable_rows(X)
-        y = empty_like(X) if copy else X
-        mean, mean_low, var, gamma, beta = (
-            None if value is None else value.reshape(-1)
-            for value in (mean, mean_low, var, gamma, beta)
-        )
-        get_array_functions(self.device).batch_norm_forward_eval(
-            y, X, axes, gamma, beta, mean, mean_low, var, epsilon, Activation.IDENTITY
-        )
-        return y
+        X, place = received(X, self.device)
+        with place:
+            axis, with_mean, *_ = self._fitted_with
+            copy = self.copy if copy is None else copy
+            X, axes = self._check_array(
+                *(X, axis, with_mean, False),
+                ensure_all_finite="allow-nan",
+                force_writeable=not copy,
+            )
+            functions = self._functions(X)
+            if issparse(X):
+                scale, gamma = np.sqrt(var + epsilon), 1.0 if gamma is None else gamma
+                X, factors = X.copy() if copy else X, np.zeros_like(scale)
+                inplace_column_scale(X, np.divide(gamma, scale, factors, where=scale != 0))
+                return X
+            X = readable_rows(X)
+            y = operands_like(X).empty_like(X) if copy else X
+            mean, mean_low, var, gamma, beta = (
+                None if value is None else value.reshape(-1)
+                for value in (mean, mean_low, var, gamma, beta)
+            )
+            functions.batch_norm_forward_eval(
+                y, X, axes, gamma, beta, mean, mean_low, var, epsilon, Activation.IDENTITY
+            )
+            return place.give_back(y)
 
     def _check_names(self, X, reset):
         validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)
 
     def _check_array(self, X, axis, with_mean, reset, **params):
         """Return X as an array and the axes kept in ascending order, after all checks on them."""
-        X = check_array(
-            X,
+        is_on_card = card_number(X) is not None
+        checked = check_array(
+            _shape_alone(X),
             accept_sparse=("csr", "csc"),
             dtype=[np.float64, np.float32],
             allow_nd=True,
             estimator=self,
             input_name="X",
-            **params,
+            **({"ensure_all_finite": False} if is_on_card else params),
         )
+        X = X.astype(checked.dtype, copy=False) if is_on_card else checked
         name = type(self).__name__
         axes = axes_kept(axis, X.ndim)
         if 0 in axes:
@@ -367,6 +395,8 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
                 "Cannot center sparse matrices: pass `with_mean=False` instead. See docstring for "
                 "motivation and alternatives."
             )
+        if is_on_card and params["ensure_all_finite"] and not get_config()["assume_finite"]:
+            self._refuse_infinity(X, axes)
         return X, axes
 
     def _checked_parameters(self, kept):
@@ -395,6 +425,17 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _shape_alone(X):
+    """Return what scikit-learn may look at: of an array on a card only its shape and type."""
+    number = card_number(X)
+    if number is None:
+        return X
+    if X.ndim < 2 or X.dtype.kind not in "biuf":
+        return get_card(number).read(X)  # to be refused
+    dtype = np.float32 if X.dtype == np.float32 else np.float64
+    return np.broadcast_to(np.zeros((), dtype), X.shape)
 
 
 def _one_if_equal(values):

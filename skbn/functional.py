@@ -6,6 +6,11 @@ memory-mapped; they are read where they lie if columns or rows touch. Statistics
 whatever the type of the array, with all their digits however far the mean is from zero, and the
 same bits on any number of threads and in any layout. NaN and infinity stay within their column.
 Formulas: docs/design.md (Ioffe & Szegedy, 2015).
+
+Where x lies on a card, CuPy's or another library's that speaks DLPack, so do all results, float64
+statistics and gradients of gamma and beta among them, in the library of x. Data are never copied
+between card and processor; gamma, beta and given statistics may lie on either side, and weights of
+samples are read. Only of float64 arrays the variances are waited for: they may overflow.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,10 +19,9 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 
 import numpy as np
-from scipy.sparse import issparse
 
-from skbn.backends import get_array_functions
-from skbn.backends.memory import empty_like
+from skbn._devices import received
+from skbn._operands import operands_like, weights_on_host
 from skbn.backends.records import Activation
 
 __all__ = ["BatchNormSaved", "batch_norm", "batch_norm_backward", "batch_norm_inference", "moments"]
@@ -44,7 +48,7 @@ class BatchNormSaved:
     activation : str
         Name of the activation.
     sample_weight : ndarray of float64 or None
-        Weights of the samples.
+        Weights of the samples, NumPy's wherever x lies.
     statistics : ndarray of float64 of shape (4, n_entries)
         What the backend keeps: mean in two parts, variance and 1/std, one after the other.
     """
@@ -95,11 +99,15 @@ def moments(x, *, axis=-1, sample_weight=None):
     >>> var
     array([1., 0.])
     """
-    x, axes, kept = _array_and_axes(x, axis)
-    weights = _weights(sample_weight, x, axes)
-    statistics = get_array_functions(None).moments(x, axes, _ratios(weights))
-    _check_overflow(statistics[3], x, axes)
-    return statistics[1].reshape(kept), statistics[3].reshape(kept)
+    x, place = received(x)
+    operands = operands_like(x)
+    with place:
+        x, axes, kept = _array_and_axes(x, axis, operands)
+        weights = _weights(sample_weight, x, axes)
+        statistics = operands.functions.moments(x, axes, _ratios(weights))
+        operands.check_overflow(statistics[3], x, axes)
+        mean, var = statistics[1].reshape(kept), statistics[3].reshape(kept)
+        return place.give_back(mean), place.give_back(var)
 
 
 def batch_norm(
@@ -174,22 +182,30 @@ def batch_norm(
     >>> saved.mean, saved.var
     (array([2.]), array([0.66666667]))
     """
-    x, axes, kept = _array_and_axes(x, axis)
-    gamma, beta = (_kept(value, name, kept) for value, name in ((gamma, "gamma"), (beta, "beta")))
-    activation = _activation(activation)
-    weights = _weights(sample_weight, x, axes)
-    epsilon = _epsilon(epsilon)
-    if out is not None and np.may_share_memory(out, x, max_work=1):
-        raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
-    x = _packed(x, axes)
-    y = _output(out, x)
-    statistics = get_array_functions(None).batch_norm_forward(
-        y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, _ratios(weights)
-    )
-    _check_overflow(statistics[2], x, axes)
-    mean, _, var, inv_std = (row.reshape(kept) for row in statistics)
-    name = activation.name.lower()
-    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, axes, name, weights, statistics)
+    x, place = received(x)
+    operands = operands_like(x)
+    with place:
+        x, axes, kept = _array_and_axes(x, axis, operands)
+        gamma = _kept(gamma, "gamma", kept, operands)
+        beta = _kept(beta, "beta", kept, operands)
+        activation = _activation(activation)
+        weights = _weights(sample_weight, x, axes)
+        epsilon = _epsilon(epsilon)
+        if out is not None and operands.overlap(out, x):
+            raise ValueError("out shares memory with x, which batch_norm_backward reads again.")
+        x = operands.packed(x, axes)
+        y = operands.output(out, x)
+        statistics = operands.functions.batch_norm_forward(
+            y, x, axes, _flat(gamma), _flat(beta), epsilon, activation, _ratios(weights)
+        )
+        operands.check_overflow(statistics[2], x, axes)
+        mean, _, var, inv_std = (row.reshape(kept) for row in statistics)
+        x, gamma, beta, mean, var, inv_std = map(
+            place.give_back, (x, gamma, beta, mean, var, inv_std)
+        )
+        name = activation.name.lower()
+        saved = BatchNormSaved(x, gamma, beta, mean, var, inv_std, axes, name, weights, statistics)
+        return place.give_back(y) if out is None else out, saved
 
 
 def batch_norm_backward(dy, saved, *, out=None):
@@ -239,29 +255,34 @@ def batch_norm_backward(dy, saved, *, out=None):
     >>> dbeta
     array([3.])
     """
-    x = saved.x
-    dy = _numbers(dy, "dy", x.dtype)
-    if dy.shape != x.shape:
-        raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
-    dx = _output(out, x)
-    dy, target = _packed(dy, saved.axis), dx
-    if out is not None and (_overlaps_shifted(out, x) or _overlaps_shifted(out, dy)):
-        target = empty_like(x)
-    sums = get_array_functions(None).batch_norm_backward(
-        target,
-        dy,
-        x,
-        saved.axis,
-        _flat(saved.gamma),
-        _flat(saved.beta),
-        saved.statistics,
-        _activation(saved.activation),
-        _ratios(saved.sample_weight),
-    )
-    if target is not dx:
-        dx[...] = target
-    dgamma, dbeta = (row.reshape(saved.mean.shape) for row in sums)
-    return dx, dgamma, dbeta
+    x, place = received(saved.x)
+    operands = operands_like(x)
+    with place:
+        dy = operands.array(dy, "dy", x.dtype)
+        if dy.shape != x.shape:
+            raise ValueError(f"dy has shape {dy.shape}, but x has shape {x.shape}.")
+        dx = operands.output(out, x)
+        dy, target = operands.packed(dy, saved.axis), dx
+        if out is not None and (
+            _overlaps_shifted(dx, x, operands) or _overlaps_shifted(dx, dy, operands)
+        ):
+            target = operands.empty_like(x)
+        sums = operands.functions.batch_norm_backward(
+            target,
+            dy,
+            x,
+            saved.axis,
+            _flat(saved.gamma),
+            _flat(saved.beta),
+            saved.statistics,
+            _activation(saved.activation),
+            _ratios(saved.sample_weight),
+        )
+        if target is not dx:
+            dx[...] = target
+        dgamma, dbeta = (row.reshape(saved.mean.shape) for row in sums)
+        dx = place.give_back(dx) if out is None else out
+        return dx, place.give_back(dgamma), place.give_back(dbeta)
 
 
 def batch_norm_inference(
@@ -310,59 +331,30 @@ def batch_norm_inference(
     >>> batch_norm_inference(np.array([[1.0, 2.0]]), mean=[0.0, 2.0], var=4.0, epsilon=0.0)
     array([[0.5, 0. ]])
     """
-    x, axes, kept = _array_and_axes(x, axis, may_be_empty=True)
-    given = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
-    mean, var, gamma, beta = (_kept(value, name, kept) for name, value in given.items())
-    if mean is None or var is None:
-        raise ValueError("mean and var must be given; batch_norm takes them from x.")
-    if (var < 0).any():
-        raise ValueError("var holds negative values.")
-    activation, epsilon = _activation(activation), _epsilon(epsilon)
-    y = _output(out, x)
-    target = empty_like(x) if out is not None and _overlaps_shifted(out, x) else y
-    if x.size:
-        get_array_functions(None).batch_norm_forward_eval(
-            *(target, x, axes, _flat(gamma), _flat(beta)),
-            *(_flat(mean), np.zeros(mean.size), _flat(var), epsilon, activation),
+    x, place = received(x)
+    operands = operands_like(x)
+    with place:
+        x, axes, kept = _array_and_axes(x, axis, operands, may_be_empty=True)
+        given = {"mean": mean, "var": var, "gamma": gamma, "beta": beta}
+        mean, var, gamma, beta = (
+            _kept(value, name, kept, operands) for name, value in given.items()
         )
-    if target is not y:
-        y[...] = target
-    return y
-
-
-def _numbers(x, name, dtype=None):
-    """Return x as an aligned array of native float32 or float64, itself if it is one."""
-    if not isinstance(x, np.ndarray) and issparse(x):
-        raise TypeError(
-            f"Sparse data was passed for {name}, but dense data is required. Use '.toarray()' to "
-            "convert to a dense numpy array."
-        )
-    x = np.asarray(x)
-    if x.dtype.kind not in "fiub":
-        if x.dtype.kind == "c":
-            raise ValueError(f"Complex data not supported\n{name} has dtype {x.dtype}.")
-        if x.dtype.kind in "mMV":
-            raise ValueError(f"{name} has dtype {x.dtype}, expected numbers.")
-        x = x.astype(np.float64)  # objects and strings of numbers, or NumPy's own error
-    if dtype is None:
-        dtype = np.float32 if x.dtype.type is np.float32 else np.float64
-    if x.dtype != dtype or not x.flags.aligned:
-        x = x.astype(dtype)
-    return x
-
-
-def _packed(x, axes):
-    """Return x, or a copy in C order where neither columns nor rows lie side by side.
-
-    Kernels would have to collect the numbers anew in each of their passes.
-    """
-    if x.flags.c_contiguous:
-        return x
-    for kept in (True, False):
-        axis = max((a for a in range(x.ndim) if (a in axes) == kept and x.shape[a] > 1), default=-1)
-        if axis >= 0 and x.strides[axis] == x.itemsize:
-            return x
-    return np.ascontiguousarray(x)
+        if mean is None or var is None:
+            raise ValueError("mean and var must be given; batch_norm takes them from x.")
+        if (var < 0).any():
+            raise ValueError("var holds negative values.")
+        activation, epsilon = _activation(activation), _epsilon(epsilon)
+        y = target = operands.output(out, x)
+        if out is not None and _overlaps_shifted(y, x, operands):
+            target = operands.empty_like(x)
+        if x.size:
+            operands.functions.batch_norm_forward_eval(
+                *(target, x, axes, _flat(gamma), _flat(beta)),
+                *(_flat(mean), np.zeros(mean.size), _flat(var), epsilon, activation),
+            )
+        if target is not y:
+            y[...] = target
+        return place.give_back(y) if out is None else out
 
 
 def axes_kept(axis, ndim):
@@ -379,9 +371,9 @@ def axes_kept(axis, ndim):
     return axes
 
 
-def _array_and_axes(x, axis, may_be_empty=False):
+def _array_and_axes(x, axis, operands, may_be_empty=False):
     """Return x as an array, the axes kept in ascending order, and their lengths."""
-    x = _numbers(x, "x")
+    x = operands.array(x, "x")
     axes = axes_kept(axis, x.ndim)
     if len(axes) == x.ndim:
         raise ValueError(
@@ -393,27 +385,25 @@ def _array_and_axes(x, axis, may_be_empty=False):
     return x, axes, tuple(x.shape[a] for a in axes)
 
 
-def _kept(value, name, kept):
+def _kept(value, name, kept, operands):
     """Return a parameter as a float64 array in the shape of the axes kept; None stays None."""
-    if value is None:
-        return None
-    value = _numbers(value, name, np.dtype(np.float64))
-    if value.shape != kept and value.size != 1:
-        raise ValueError(f"{name} has shape {value.shape}; the axes kept have shape {kept}.")
-    return np.asarray(value if value.shape == kept else np.full(kept, value.item()), order="C")
+    return None if value is None else operands.vector(value, name, kept)
 
 
 def _flat(value):
-    return None if value is None else value.reshape(-1)
+    """Return a parameter as a vector, in the library that the kernels know."""
+    if value is None:
+        return None
+    return (value if isinstance(value, np.ndarray) else received(value)[0]).reshape(-1)
 
 
 def _weights(sample_weight, x, axes):
-    """Return the weights of the samples as float64, or None."""
+    """Return the weights of the samples as float64 of NumPy's, or None."""
     if sample_weight is None:
         return None
     if 0 in axes:
         raise ValueError("sample_weight needs the first axis, which holds the samples, reduced.")
-    weights = _numbers(sample_weight, "sample_weight", np.dtype(np.float64))
+    weights = weights_on_host(sample_weight)
     if weights.shape != x.shape[:1]:
         raise ValueError(f"sample_weight has shape {weights.shape}, expected {x.shape[:1]}.")
     if not (weights >= 0).all() or weights.max() == inf:
@@ -447,39 +437,8 @@ def _activation(name):
         ) from None
 
 
-def _output(out, x):
-    """Return out if x fits into it, or a new array laid out as x is."""
-    if out is None:
-        return empty_like(x)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}.")
-    if out.shape != x.shape or out.dtype != x.dtype or not out.flags.aligned:
-        raise ValueError(
-            f"out must be an aligned array of shape {x.shape} and type {x.dtype}, got shape "
-            f"{out.shape} and type {out.dtype}{'' if out.flags.aligned else ', unaligned'}."
-        )
-    if not out.flags.writeable:
-        raise ValueError("out is read-only.")
-    return out
-
-
-def _overlaps_shifted(out, x):
+def _overlaps_shifted(out, x, operands):
     """Whether writing into out would overwrite numbers of x that are still to be read."""
-    return np.may_share_memory(out, x, max_work=1) and not (
-        out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-        and out.strides == x.strides
+    return operands.overlap(out, x) and not (
+        operands.address(out) == operands.address(x) and out.strides == x.strides
     )
-
-
-def _check_overflow(var, x, axes):
-    """Refuse finite numbers whose variance is not: silence would make zeros or NaN of them."""
-    if np.isfinite(var).all():
-        return
-    reduced = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    finite = np.isfinite(x).all(axis=reduced).reshape(-1)
-    overflowed = np.flatnonzero(finite & ~np.isfinite(var))
-    if overflowed.size:
-        raise ValueError(
-            f"The variance of finite values overflows float64, first in entry {overflowed[0]} of "
-            "the axes kept. Scale the input down."
-        )

@@ -24,6 +24,10 @@ PACKAGE = ROOT / "skbn"
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 CYTHON = sorted([*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")])
 SOURCES = PYTHON + CYTHON
+FOLDERS = (PACKAGE, ROOT / "tests")
+C = [
+    p for folder in FOLDERS for p in sorted(folder.rglob("*")) if p.suffix in {".h", ".cu", ".cuh"}
+]
 
 
 def relative(path):
@@ -127,6 +131,8 @@ PARTS = {
     "skbn._shuffle": "network",
     "skbn._training": "training",
     "skbn._sklearn_compat": "scikit-learn's private names",
+    "skbn._devices": "users' arrays",
+    "skbn._operands": "functional",
     "skbn.functional": "functional",
     "skbn.": "estimators",
     "skbn": "public names",
@@ -143,9 +149,10 @@ MAY_KNOW = {
     "switch": {"shared", "reference", "cpu", "cuda"},
     "network": {"shared"},
     "training": {"shared", "switch", "network", "scikit-learn's private names"},
-    "functional": {"shared", "switch"},
+    "users' arrays": {"switch", "scikit-learn's private names"},
+    "functional": {"shared", "switch", "users' arrays"},
     "estimators": {
-        *("shared", "switch", "network", "training", "functional"),
+        *("shared", "switch", "network", "training", "users' arrays", "functional"),
         "scikit-learn's private names",
     },
     "scikit-learn's private names": set(),
@@ -177,7 +184,7 @@ def test_backends_do_not_know_scikit_learn(path):
 @pytest.mark.parametrize(
     ("what", "files"),
     [
-        (r"cupy", r"skbn/backends/cuda/.*"),
+        (r"cupyx?|cuda", r"skbn/backends/cuda/card\.py"),
         (r"scipy\.linalg\.cython_\w+", r"skbn/backends/cpu/blas\.pxd"),
         (r"openmp|cython\.parallel", r"skbn/backends/cpu/(arrays|executor|processor)\.pyx"),
         (r"sklearn(\.\w+)*\._\w+", r"skbn/_sklearn_compat\.py"),
@@ -249,9 +256,10 @@ def test_importing_imports_no_optional_package():
         print(*set(sys.modules) - before)
         """
     )
-    loaded = {name.split(".")[0] for name in loaded.split()}
-    assert "skbn" in loaded
-    assert not loaded & {"cupy", "jax", "keras", "matplotlib", "pandas", "torch"}
+    packages = {name.split(".")[0] for name in loaded.split()}
+    assert "skbn" in packages
+    assert not packages & {"cuda", "cupy", "jax", "keras", "matplotlib", "pandas", "torch"}
+    assert not [name for name in loaded.split() if name.startswith("skbn.backends.cuda.")]
 
 
 def test_the_version_is_written_once():
@@ -285,6 +293,14 @@ def test_no_flag_trades_accuracy_for_speed():
     assert not [flag for flag in banned if flag in setup]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted(PACKAGE.rglob("*.h"))], ids=relative)
+@pytest.mark.parametrize("path", [*SOURCES, *C], ids=relative)
 def test_every_source_names_its_license(path):
     assert "SPDX-License-Identifier: BSD-3-Clause" in path.read_text(encoding="utf-8")[:3000]
+
+
+@pytest.mark.parametrize("path", [path for path in C if "cuda" in path.parts], ids=relative)
+def test_lines_of_kernels_are_clean(path):
+    # What the linters hold for Python and Cython.
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    assert not re.findall(r"^.{121,}$|^.*[ \t]$|\t", text, re.MULTILINE)

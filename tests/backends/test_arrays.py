@@ -1,4 +1,4 @@
-"""The compiled array functions against the NumPy ones: a table of arrays, each in every layout.
+"""The processor's array functions and a card's against NumPy's: a table of arrays, in every layout.
 
 The judge computes in float64 or wider on the same numbers, for float32 too. It sees an array once,
 in C order; every other layout must give the bits that C order gave. Arrays lie between walls of NaN
@@ -11,11 +11,12 @@ it. What users see of all this: tests/test_functional.py, tests/test_numerics_ar
 import math
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cases import COMPILED, each_dtype, read_only
+from cases import LEVELS, each_dtype, read_only
 from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
@@ -33,9 +34,39 @@ WALL = 1024  # numbers before and behind an array
 needs_openmp = pytest.mark.skipif(not has_openmp(), reason="built without OpenMP")
 
 
-@pytest.fixture(params=COMPILED)
-def functions(request):
+@pytest.fixture(params=LEVELS)
+def compiled(request):
     return cpu.array_functions(request.param)
+
+
+@pytest.fixture(params=[*LEVELS, "cuda, simulated"])
+def functions(request):
+    if request.param in LEVELS:
+        return cpu.array_functions(request.param)
+    return OnCard(request.getfixturevalue("simulated_card"))
+
+
+class OnCard:
+    """A card's functions, on NumPy's memory as if it were the card's."""
+
+    def __init__(self, card):
+        self.card = card
+
+    def __getattr__(self, name):
+        from simulated_card import Memory, SimulatedArray
+
+        function = getattr(get_array_functions("cuda"), name)
+
+        def called(*args, **kwargs):
+            given = signature(function).bind(*args, **kwargs)
+            for key in given.arguments.keys() & {"x", "y", "dx", "dy"}:
+                x = given.arguments[key]
+                memory = Memory(self.card, x.nbytes, x.dtype, x)
+                given.arguments[key] = SimulatedArray(x, memory)
+            result = function(*given.args, **given.kwargs)
+            return None if result is None else self.card.read(result)
+
+        return called
 
 
 # Arrays in memory.
@@ -507,13 +538,13 @@ LARGE = [
 @needs_openmp
 @each_dtype
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_any_number_of_threads(case, dtype, functions, monkeypatch):
+def test_any_number_of_threads(case, dtype, compiled, monkeypatch):
     p = problem(case, dtype)
     found = []
     for n in (1, 2, 3, 4, 8):
         with threads(n, monkeypatch):
-            parts = outcome(functions, case, p)
-            parts["ignore_nan"] = functions.moments(p.x, case.axes, p.weights, True)
+            parts = outcome(compiled, case, p)
+            parts["ignore_nan"] = compiled.moments(p.x, case.axes, p.weights, True)
         found.append(parts)
         same_bits(parts, found[0], f"{n} threads")
     found[0].pop("ignore_nan")
@@ -521,7 +552,7 @@ def test_any_number_of_threads(case, dtype, functions, monkeypatch):
 
 
 @pytest.mark.parametrize(("order", "activation"), [("C", "relu"), ("F", "tanh")])
-def test_streaming(activation, order, functions):
+def test_streaming(activation, order, compiled):
     """From 32 MiB on results go past the cache, if they lie on cache lines: the same bits."""
     shape, kind = (2**17, 64), Activation[activation.upper()]
     x = np.empty(shape, F32, order=order)
@@ -533,10 +564,10 @@ def test_streaming(activation, order, functions):
     for start in (WALL, WALL + 1):  # on a line, and not
         y = memory[start:][: x.size].reshape(shape, order=order)
         memory[:] = np.nan
-        statistics = functions.batch_norm_forward(y, x, (1,), gamma, beta, EPSILON, kind)
+        statistics = compiled.batch_norm_forward(y, x, (1,), gamma, beta, EPSILON, kind)
         results = [statistics, y.copy()]
         y[...] = np.nan
-        results.append(functions.batch_norm_backward(y, dy, x, (1,), gamma, beta, statistics, kind))
+        results.append(compiled.batch_norm_backward(y, dy, x, (1,), gamma, beta, statistics, kind))
         results.append(y.copy())
         y[...] = np.nan
         assert np.isnan(memory).all()
@@ -594,8 +625,33 @@ def test_drawn(seed, functions):
         ("weights", lambda weights: np.repeat(weights, 2)[::2]),
     ],
 )
-def test_what_does_not_fit_is_an_error(name, wrong, functions):
+def test_what_does_not_fit_is_an_error(name, wrong, compiled):
     """Before a kernel sees it."""
+    check_that_it_does_not_fit(name, wrong, compiled)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("x", lambda x: x.astype(np.float16)),
+        ("x", lambda x: x.astype(np.int64)),
+        ("y", lambda y: y.astype(F32)),
+        ("y", lambda y: y[:-1]),
+        ("y", lambda y: y.T.copy()),
+        ("dy", lambda dy: dy.astype(F32)),
+        ("dy", lambda dy: dy[:, :-1]),
+        ("gamma", lambda gamma: gamma[:-1]),
+        ("gamma", lambda gamma: gamma.astype(F32)),
+        ("beta", lambda beta: beta[:-1]),
+        ("weights", lambda weights: weights.astype(F32)),
+        ("weights", lambda weights: weights[:-1]),
+    ],
+)
+def test_what_does_not_fit_on_a_card(name, wrong, simulated_card):
+    check_that_it_does_not_fit(name, wrong, OnCard(simulated_card))
+
+
+def check_that_it_does_not_fit(name, wrong, functions):
     case = Case((30, 20), (1,), weighted=True)
     p = problem(case, F64)
     parts = p._asdict() | {"y": np.full(case.shape, np.nan)}
@@ -620,13 +676,18 @@ def test_what_does_not_fit_is_an_error(name, wrong, functions):
 
 
 def test_get_array_functions():
-    best = cpu.array_functions(COMPILED[-1])
+    best = cpu.array_functions(LEVELS[-1])
     assert get_array_functions(None) is get_array_functions("cpu") is best
     assert get_array_functions("reference") is reference_arrays
-    with pytest.raises(NotImplementedError, match="cuda"):
-        get_array_functions("cuda")
     with pytest.raises(ValueError, match="device must be"):
         get_array_functions("tpu")
+
+
+def test_get_array_functions_of_a_card(simulated_card):
+    functions = get_array_functions("cuda")
+    for name in vars(reference_arrays):
+        if name.startswith(("moments", "batch_norm")):
+            assert signature(getattr(functions, name)) == signature(getattr(reference_arrays, name))
 
 
 @pytest.mark.parametrize("shape", [(700, 300), (3, 400, 250)])

@@ -548,6 +548,7 @@ class CUDAExecutor:
                 alphas=[self.alpha],
                 batch_sizes=[self.batch_size],
                 dropout_keys=[self.dropout_key],
+                card=self.card,
             )
         X, targets, weights, _ = data
         rule = epochs.Rule(optimizer, memory)

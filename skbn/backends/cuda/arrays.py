@@ -1,0 +1,255 @@
+"""Batch normalization of arrays on a card: reference_arrays.py's functions, by arrays.cu's kernels.
+
+Arrays lie on the current card, or are NumPy's: those are uploaded, and results are NumPy's too.
+Gamma, beta and statistics, float64, may lie here or there; weights are NumPy's. Kernels want an
+array's memory as (outer, columns, inner), the rows before and behind the columns: C and Fortran
+order and channels first or last are that as they lie. What is not is packed: one copy, and one more
+of what is written.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+from contextlib import contextmanager
+from functools import cache
+from itertools import groupby
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from skbn.backends.cuda import card as cards
+
+# As in kernels/tiles.cuh.
+GROUPS, LANES = 32, 8
+THREADS = GROUPS * LANES
+N_MOMENTS, N_GRADIENTS = 4, 2  # what a chunk leaves for a column
+
+
+def moments(x, axes, weights=None, ignore_nan=False):
+    """Return weight, mean in two parts and biased variance of each column, (4, n_columns)."""
+    data = _Data(x, axes)
+    return data.result(_statistics(data, 0, weights, ignore_nan)[:4])
+
+
+def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=None):
+    """Normalize with the statistics of x; return mean in two parts, variance and 1/std, (4, n)."""
+    data = _Data(x, axes)
+    statistics = _statistics(data, epsilon, weights)[1:]
+    _normalize(y, data, statistics, gamma, beta, activation)
+    return data.result(statistics)
+
+
+def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, epsilon, activation):
+    """Normalize with given statistics."""
+    data = _Data(x, axes)
+    mean, low, var = data.vectors(mean, low, var)
+    inv_std = data.card.empty(data.tiles.columns, np.float64)
+    data.launch("inverse_stds", THREADS, (inv_std, var, float(epsilon)))
+    _normalize(y, data, (mean, low, None, inv_std), gamma, beta, activation)
+
+
+def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, activation, weights=None):
+    """Write dx; return dgamma and dbeta, (2, n_columns)."""
+    data = _Data(x, axes)
+    dy = data.packed(dy)
+    mean, low, _, inv_std = statistics
+    given = data.vectors(mean, low, inv_std, gamma, beta)
+    parts = data.parts(N_GRADIENTS)
+    data.launch_tiles("gradient_sums", (parts, dy, data.x, *given, int(activation)), N_GRADIENTS)
+    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
+    data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
+    total, weights = data.weights(weights)
+    with data.written(dx) as target:
+        of_rows = *weights, 1 / total, int(activation)
+        data.launch_tiles("input_gradient", (target, dy, data.x, sums, *given, *of_rows))
+    return data.result(sums)
+
+
+def find_non_finite(x, axes):
+    """Return whether NaN, and whether infinity, is in each column: (2, n_columns), NumPy's."""
+    data = _Data(x, axes)
+    found = data.card.zeros((2, data.tiles.columns), np.int64)
+    kernel = data.card.kernel("arrays", "find_non_finite", x.dtype)
+    blocks = min(-(-x.size // THREADS), 2**16)
+    shape = data.tiles.n_rows, data.tiles.columns, data.tiles.inner
+    data.card.launch(kernel, (blocks,), (THREADS,), (found, data.x, *shape))
+    return data.card.read(found) > 0
+
+
+def _statistics(data, epsilon, weights=None, ignore_nan=False):
+    """Return weight, mean in two parts, variance and 1/std of each column, (5, n_columns)."""
+    parts = data.parts(N_MOMENTS)
+    if weights is None and not ignore_nan:
+        data.launch_tiles("moments", (parts, data.x), 2)
+    else:
+        _, weights = data.weights(weights)
+        data.launch_tiles("weighted_moments", (parts, data.x, *weights, int(ignore_nan)), 3)
+    statistics = data.card.empty((5, data.tiles.columns), np.float64)
+    data.launch("merge_moments", LANES, (statistics, parts, float(epsilon), data.tiles.n_chunks))
+    return statistics
+
+
+def _normalize(y, data, statistics, gamma, beta, activation):
+    mean, low, _, inv_std = statistics
+    given = data.vectors(mean, low, inv_std, gamma, beta)
+    with data.written(y) as target:
+        data.launch_tiles("normalize", (target, data.x, *given, int(activation)))
+
+
+class _Data:
+    """An array that kernels can read, and how their blocks share it out.
+
+    Parameters
+    ----------
+    x : device array or ndarray
+        The array.
+    axes : tuple of int
+        The axes kept, in ascending order.
+    """
+
+    def __init__(self, x, axes):
+        self.card, self.is_host = cards.current(), isinstance(x, np.ndarray)
+        self.axes, self.shape, self.dtype = axes, x.shape, x.dtype
+        if x.dtype not in (np.float32, np.float64) or x.size == 0:
+            raise ValueError(f"Expected numbers of float32 or float64, got {x.dtype}, {x.shape}.")
+        self.order = memory_order(x, axes)
+        lengths = [x.shape[axis] for axis in self.order]
+        kept = [k for k, axis in enumerate(self.order) if axis in axes and lengths[k] > 1]
+        columns = prod(lengths[k] for k in kept)
+        inner = prod(lengths[kept[-1] + 1 :] if kept else lengths)
+        self.tiles = tiles_of(x.size // columns, columns, inner, x.dtype.itemsize)
+        self.x = self.packed(x)
+
+    def vectors(self, *values):
+        """Return numbers of the columns, or None, on the card; kernels trust them."""
+        return [self._vector(value, self.tiles.columns) for value in values]
+
+    def _vector(self, value, size):
+        if value is None:
+            return None
+        self._check(value, (size,), np.dtype(np.float64))
+        if isinstance(value, np.ndarray):
+            return self.card.upload(value)
+        return value if value.flags.c_contiguous else value.copy()
+
+    def _check(self, array, shape, dtype):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"Expected numbers of type {dtype.char!r} in shape {shape}, got "
+                f"{array.dtype.char!r} in shape {array.shape}."
+            )
+
+    def result(self, array):
+        """Return a result where the array came from."""
+        return self.card.read(array) if self.is_host else array
+
+    def packed(self, x):
+        """Return an array of this shape on the card, in the order of x: as it lies if it can."""
+        self._check(x, self.shape, self.dtype)
+        x = x.transpose(self.order)
+        if isinstance(x, np.ndarray):
+            return self.card.upload(x)
+        return x if x.flags.c_contiguous else x.copy()
+
+    @contextmanager
+    def written(self, out):
+        """Give memory for what belongs into ``out``, and take it there in the end."""
+        self._check(out, self.shape, self.dtype)
+        view = out.transpose(self.order)
+        if not isinstance(out, np.ndarray) and view.flags.c_contiguous:
+            yield view
+            return
+        target = self.card.empty(view.shape, view.dtype)
+        yield target
+        view[...] = self.result(target)
+
+    def weights(self, weights):
+        """Return the weight of all rows, and what kernels want to know of each."""
+        if weights is None:
+            return float(self.tiles.n_rows), (None, 1)
+        if weights.shape != self.shape[:1] or 0 in self.axes:
+            raise ValueError(
+                f"Expected a weight for each of {self.shape[0]} samples, got {weights.shape}."
+            )
+        rows_per_sample = self.tiles.n_rows // weights.size
+        total = float(weights.sum() * rows_per_sample)
+        return total, (self._vector(weights, weights.size), rows_per_sample)
+
+    def parts(self, n):
+        """Return memory for n numbers that every chunk leaves of every column."""
+        return self.card.empty((self.tiles.n_chunks, n, self.tiles.columns), np.float64)
+
+    def launch(self, name, columns_per_block, arguments):
+        """Queue a kernel over the columns."""
+        kernel = self.card.kernel("arrays", name, self.x.dtype)
+        columns = self.tiles.columns
+        blocks = -(-columns // columns_per_block)
+        self.card.launch(kernel, (blocks,), (THREADS,), (*arguments, columns))
+
+    def launch_tiles(self, name, arguments, n_sums=0):
+        """Queue a kernel in which every thread has so many sums for each of its columns."""
+        tiles = self.tiles
+        side_by_side = "across" if tiles.vector > 1 else "down"
+        kernel = self.card.kernel("arrays", f"{name}_{side_by_side}", self.x.dtype)
+        n_tiles = -(-tiles.columns // (tiles.across * tiles.vector))
+        blocks = n_tiles * -(-tiles.n_chunks // (LANES // tiles.across))
+        shared = THREADS * tiles.vector * n_sums * 8
+        self.card.launch(kernel, (blocks,), (THREADS,), (*arguments, *tiles[:5]), shared)
+
+
+class Tiles(NamedTuple):
+    """How blocks share out an array; the order of sums depends on the number of rows alone."""
+
+    n_rows: int
+    columns: int
+    inner: int
+    chunk_rows: int
+    across: int
+    vector: int
+
+    @property
+    def n_chunks(self):
+        """Number of chunks of the rows."""
+        return -(-self.n_rows // self.chunk_rows)
+
+
+@cache
+def tiles_of(n_rows, columns, inner, itemsize):
+    """Return the tiles of an array of numbers of so many bytes.
+
+    Chunks grow with the square root of the rows: there are enough of them to keep a card busy, and
+    few enough to be merged in no time.
+    """
+    chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
+    vector = 16 // itemsize if inner == 1 else 1
+    across = 1
+    while vector > 1 and across < LANES and across * vector < columns:
+        across *= 2
+    return Tiles(n_rows, columns, inner, chunk_rows, across, vector)
+
+
+# How an array lies.
+
+
+def packed(x, axes):
+    """Return x, or a copy without gaps where kernels cannot read it as it lies."""
+    order = memory_order(x, axes)
+    view = x.transpose(order)
+    return x if view.flags.c_contiguous else view.copy().transpose(np.argsort(order).tolist())
+
+
+def memory_order(x, axes):
+    """Return all axes in an order in which kernels can read an array: that of memory if possible.
+
+    Rows and columns must be in C order, and columns in one piece; else rows come first.
+    """
+    reduced = [axis for axis in range(x.ndim) if axis not in axes]
+    order = sorted(range(x.ndim), key=lambda axis: (x.shape[axis] > 1, -x.strides[axis]))
+    long = [axis for axis in order if x.shape[axis] > 1]
+    pieces = [is_kept for is_kept, _ in groupby(long, lambda axis: axis in axes)]
+    in_order = all(
+        part == sorted(part)
+        for part in ([a for a in long if a in axes], [a for a in long if a not in axes])
+    )
+    if in_order and sum(pieces) <= 1 and x.transpose(order).flags.c_contiguous:
+        return order
+    return [*reduced, *axes]

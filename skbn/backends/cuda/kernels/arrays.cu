@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Batch normalization of arrays of any size (Ioffe & Szegedy, 2015); formulas: docs/design.md, who does what: tiles.cuh.
+ *
+ *     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
+ *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))
+ *
+ * Statistics: each chunk of rows sums deviations, and their squares, from its first row, which cancels nothing but what
+ * the spread of a chunk itself does; float64, which has no digits to spare, from the mean of its first rows. A constant
+ * chunk has the variance 0 exactly. With weights, and where NaN is to be
+ * ignored, the first row may hardly count or not at all: there a chunk takes the first row that does, finds the mean from
+ * it, and goes over its rows again. Chunks are merged relative to the mean of the first one (Chan et al., 1979), in a
+ * kernel of its own: its blocks are many and small, where the last block to finish would be one, and no counter need be
+ * zero before. What a chunk leaves is (weight, origin, mean - origin, sum of squared deviations): in two parts, so that
+ * float64 keeps the digits of means far from zero.
+ *
+ * Bytes, with N those of x: forward reads x twice and writes y, 3 N; backward reads x and dy twice and writes dx, 5 N;
+ * what chunks leave is 1 / 256 of N at 2,048 rows a chunk. The second passes run backwards, over what may still be in the
+ * cache. All arithmetic but the activation's is in double. For a number of float32, that is
+ *
+ *     pass            bytes   conversions   operations in double
+ *     moments         4       1             3
+ *     normalize       8       2             2
+ *     gradient_sums   8       2             4 (and 2 conversions more for activations other than identity and ReLU)
+ *     input_gradient  12      3             4
+ *
+ * Sixteen conversions and 64 operations a clock and multiprocessor, as data-centre cards have them, take 4.3 TB/s on 132
+ * multiprocessors at 1.7 GHz (19 bytes a clock each) with 30 % of the one and 25 % of the other in use, so float sums with
+ * compensation would save nothing there. A card with two operations a clock is slowed down: by half in the moments, at
+ * 1 TB/s on 128 multiprocessors. All of this is counted, nothing is measured.
+ */
+#include "batch_norm.cuh"
+#include "tiles.cuh"
+
+/* Rows of what a chunk leaves of moments, (n_chunks, 4, columns), and of its gradients, (n_chunks, 2, columns). */
+enum { WEIGHT = 0, ORIGIN = 1, DISTANCE = 2, SQUARES = 3, N_MOMENTS = 4 };
+enum { OF_DZ_XHAT = 0, OF_DZ = 1, N_GRADIENTS = 2 };
+
+DEVICE bool is_nan(double value) { return value != value; }
+DEVICE double not_negative(double value) { return value < 0 ? 0 : value; } /* NaN stays */
+
+template <int V>
+DEVICE void leave_moments(
+    double *parts, const Seat<V> &seat, int v, double weight, double origin, double distance, double squares)
+{
+    double *part = parts + seat.chunk * N_MOMENTS * seat.shape.columns + seat.column + v;
+    part[WEIGHT * seat.shape.columns] = weight;
+    part[ORIGIN * seat.shape.columns] = origin;
+    part[DISTANCE * seat.shape.columns] = distance;
+    part[SQUARES * seat.shape.columns] = squares;
+}
+
+template <int V> DEVICE void moments(double *parts, const real *x, const Shape &shape)
+{
+    SHARED_MEMORY(double, sums);
+    enum { BATCH = Seat<V>::BATCH };
+    Seat<V> seat(shape, false);
+    const bool whole = seat.is_whole(x);
+    double origin[V], start[V] = {}, total[V] = {}, squares[V] = {};
+    if (seat.n > 0) {
+        const Numbers<V> first = seat.load(x, seat.offset_of(seat.first), whole);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            origin[v] = first.at[v];
+    }
+    if (sizeof(real) == sizeof(double)) {
+        const double n_first = (double)smaller(GROUPS, seat.end - seat.first);
+        const bool is_row = seat.row < seat.end;
+        const Numbers<V> numbers = is_row ? seat.load(x, seat.offset, whole) : Numbers<V>{};
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            sums[seat.template sum<1>(0, v)] = is_row ? (double)numbers.at[v] - origin[v] : 0;
+        add_groups(sums, LANES * V);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            start[v] = sums[seat.seat * V + v] / n_first;
+        __syncthreads(); /* somebody may still read */
+    }
+    while (seat.row < seat.end) {
+        Numbers<V> batch[BATCH];
+        bool is_row[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            is_row[k] = seat.row < seat.end;
+            if (is_row[k])
+                batch[k] = seat.load(x, seat.offset, whole);
+            seat.next();
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                if (is_row[k]) {
+                    double deviation = (double)batch[k].at[v] - origin[v];
+                    if (sizeof(real) == sizeof(double))
+                        deviation -= start[v];
+                    total[v] += deviation;
+                    squares[v] = fma(deviation, deviation, squares[v]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        sums[seat.template sum<2>(0, v)] = total[v];
+        sums[seat.template sum<2>(1, v)] = squares[v];
+    }
+    add_groups(sums, 2 * LANES * V);
+    if (seat.group > 0)
+        return;
+    const double weight = (double)(seat.end - seat.first);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        if (v < seat.n) {
+            const double all = sums[seat.template sum<2>(0, v)], mean = all / weight;
+            const double about = fma(-all, mean, sums[seat.template sum<2>(1, v)]);
+            leave_moments(parts, seat, v, weight, origin[v], start[v] + mean, not_negative(about));
+        }
+    }
+}
+
+/* Weights of samples, one for rows_per_sample rows; none: ones. */
+struct Weights {
+    const double *of_sample;
+    int64_t rows_per_sample;
+
+    DEVICE_MEMBER double of_row(int64_t row) const { return of_sample ? of_sample[row / rows_per_sample] : 1.0; }
+};
+
+/* Over rows that count: those with weight, and where NaN is ignored those that are numbers. */
+template <int V>
+DEVICE void weighted_moments(
+    double *parts, const real *x, const Weights &weights, bool ignore_nan, const Shape &shape)
+{
+    SHARED_MEMORY(double, sums);
+    Seat<V> seat(shape, false);
+    double origin[V] = {}, mean[V] = {};
+
+    /* The first row that counts, as a number: that of this thread, then that of its column. */
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        double found = (double)shape.n_rows;
+        if (v < seat.n) {
+            for (seat.start(); seat.row < seat.end; seat.next()) {
+                if (weights.of_row(seat.row) > 0 && !(ignore_nan && is_nan(x[seat.offset + v]))) {
+                    found = (double)seat.row;
+                    break;
+                }
+            }
+        }
+        sums[seat.template sum<1>(0, v)] = found;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        double found = (double)shape.n_rows;
+        for (int group = 0; group < GROUPS; group++) {
+            const double row = sums[(group * LANES + seat.seat) * V + v];
+            found = row < found ? row : found;
+        }
+        if (v < seat.n && found < (double)shape.n_rows)
+            origin[v] = x[seat.offset_of((int64_t)found) + v];
+    }
+
+    for (int pass = 0; pass < 2; pass++) {
+        double weight[V] = {}, total[V] = {}, squares[V] = {};
+        for (seat.start(); seat.row < seat.end; seat.next()) {
+            const double w = weights.of_row(seat.row);
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                if (v < seat.n && w > 0) {
+                    const double value = x[seat.offset + v];
+                    if (!(ignore_nan && is_nan(value))) {
+                        const double deviation = (value - origin[v]) - mean[v], weighted = w * deviation;
+                        weight[v] += w;
+                        total[v] += weighted;
+                        squares[v] = fma(weighted, deviation, squares[v]);
+                    }
+                }
+            }
+        }
+        __syncthreads(); /* somebody may still read the last sums */
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            sums[seat.template sum<3>(0, v)] = weight[v];
+            sums[seat.template sum<3>(1, v)] = total[v];
+            sums[seat.template sum<3>(2, v)] = squares[v];
+        }
+        add_groups(sums, 3 * LANES * V);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const int at = seat.seat * V + v; /* in the first group */
+            const double all = sums[LANES * V + at], n = sums[at];
+            const double correction = n > 0 ? all / n : 0;
+            mean[v] += correction;
+            if (pass == 1 && seat.group == 0 && v < seat.n) {
+                const double about = fma(-all, correction, sums[2 * LANES * V + at]);
+                leave_moments(parts, seat, v, n, origin[v], mean[v], not_negative(about));
+            }
+        }
+    }
+}
+
+/* A block of these two kernels has LANES columns; chunks take turns in the same groups. */
+DEVICE int64_t column_to_merge() { return (int64_t)blockIdx.x * LANES + threadIdx.x % LANES; }
+
+/* statistics: (5, columns), weight, mean in two parts, variance and 1 / std. */
+extern "C" __global__ void __launch_bounds__(256, 2) merge_moments(
+    double *statistics, const double *parts, double epsilon, int64_t n_chunks, int64_t columns)
+{
+    __shared__ double sums[GROUPS * 3 * LANES];
+    const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    const int64_t column = column_to_merge();
+    const double *part = parts + column;
+    const int64_t step = N_MOMENTS * columns;
+    double origin = 0, distance = 0, weight = 0, total = 0, squares = 0;
+    if (column < columns) {
+        int64_t first = 0;
+        while (first < n_chunks - 1 && !(part[first * step + WEIGHT * columns] > 0))
+            first++;
+        origin = part[first * step + ORIGIN * columns];
+        distance = part[first * step + DISTANCE * columns];
+#pragma unroll 4
+        for (int64_t chunk = group; chunk < n_chunks; chunk += GROUPS) {
+            const double *here = part + chunk * step;
+            const double w = here[WEIGHT * columns];
+            const double mean = (here[ORIGIN * columns] - origin) + (here[DISTANCE * columns] - distance);
+            if (w > 0) {
+                weight += w;
+                total = fma(w, mean, total);
+                squares += fma(w * mean, mean, here[SQUARES * columns]);
+            }
+        }
+    }
+    sums[(group * 3 + 0) * LANES + lane] = weight;
+    sums[(group * 3 + 1) * LANES + lane] = total;
+    sums[(group * 3 + 2) * LANES + lane] = squares;
+    add_groups(sums, 3 * LANES);
+    if (group > 0 || column >= columns)
+        return;
+    weight = sums[lane];
+    total = sums[LANES + lane];
+    const double mean = total / weight; /* NaN where nothing counts */
+    const double var = not_negative(fma(-total, mean, sums[2 * LANES + lane]) / weight);
+    /* origin + rest, and what rounding leaves out of it (Knuth). */
+    const double rest = distance + mean, high = origin + rest, moved = high - origin;
+    statistics[0 * columns + column] = weight;
+    statistics[1 * columns + column] = high;
+    statistics[2 * columns + column] = (origin - (high - moved)) + (rest - moved);
+    statistics[3 * columns + column] = var;
+    statistics[4 * columns + column] = inverse_std(var, epsilon);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) inverse_stds(
+    double *inv_std, const double *var, double epsilon, int64_t columns)
+{
+    const int64_t column = thread_of_grid();
+    if (column < columns)
+        inv_std[column] = inverse_std(var[column], epsilon);
+}
+
+/* sums: (2, columns), dgamma and dbeta. */
+extern "C" __global__ void __launch_bounds__(256, 2) merge_gradients(
+    double *sums, const double *parts, const double *inv_std, int64_t n_chunks, int64_t columns)
+{
+    __shared__ double shared[GROUPS * 2 * LANES];
+    const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    const int64_t column = column_to_merge();
+    double of_dz_xhat = 0, of_dz = 0;
+    if (column < columns) {
+#pragma unroll 4
+        for (int64_t chunk = group; chunk < n_chunks; chunk += GROUPS) {
+            const double *part = parts + chunk * N_GRADIENTS * columns + column;
+            of_dz_xhat += part[OF_DZ_XHAT * columns];
+            of_dz += part[OF_DZ * columns];
+        }
+    }
+    shared[(group * 2 + 0) * LANES + lane] = of_dz_xhat;
+    shared[(group * 2 + 1) * LANES + lane] = of_dz;
+    add_groups(shared, 2 * LANES);
+    if (group > 0 || column >= columns)
+        return;
+    sums[column] = shared[lane] * inv_std[column];
+    sums[columns + column] = shared[LANES + lane];
+}
+
+/* What every pass over numbers needs of the columns of a thread. */
+template <int V> struct Columns {
+    double mean[V], low[V], scale[V], shift[V];
+    int64_t activation;
+
+    DEVICE_MEMBER Columns(
+        const Seat<V> &seat, const double *means, const double *lows, const double *inv_std, const double *gamma,
+        const double *beta, int64_t kind) : activation(kind)
+    {
+        double gammas[V];
+        seat.columns_of(mean, means, 0);
+        seat.columns_of(low, lows, 0);
+        seat.columns_of(scale, inv_std, 0);
+        seat.columns_of(gammas, gamma, 1);
+        seat.columns_of(shift, beta, 0);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            scale[v] *= gammas[v];
+    }
+
+    /* float32 has its digits from the first part alone. */
+    DEVICE_MEMBER double deviation(real x, int v) const
+    {
+        const double from_high = (double)x - mean[v];
+        return sizeof(real) == sizeof(float) ? from_high : from_high - low[v];
+    }
+
+    /* In front of the activation: the same bits in both directions. */
+    DEVICE_MEMBER double z(double deviation, int v) const { return fma(deviation, scale[v], shift[v]); }
+
+    DEVICE_MEMBER real forward(real x, int v) const
+    {
+        const real value = (real)z(deviation(x, v), v);
+        if (activation == SKBN_IDENTITY)
+            return value;
+        if (activation <= SKBN_RELU)
+            return activation_forward(activation, value);
+        return elementwise_forward(activation, value);
+    }
+
+    DEVICE_MEMBER real backward(real dy, double deviation, int v) const
+    {
+        if (activation == SKBN_IDENTITY)
+            return dy;
+        const real value = (real)z(deviation, v);
+        if (activation <= SKBN_RELU)
+            return activation_backward(activation, dy, activation_forward(activation, value));
+        return elementwise_backward(activation, dy, value);
+    }
+};
+
+/* y may be x. */
+template <int V>
+DEVICE void normalize(
+    real *y, const real *x, const double *mean, const double *low, const double *inv_std, const double *gamma,
+    const double *beta, int64_t activation, const Shape &shape)
+{
+    enum { BATCH = Seat<V>::BATCH };
+    Seat<V> seat(shape, true);
+    const bool whole = seat.is_whole(x) && seat.is_whole(y);
+    const Columns<V> columns(seat, mean, low, inv_std, gamma, beta, activation);
+    while (seat.row < seat.end) {
+        Numbers<V> batch[BATCH];
+        int64_t offsets[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            offsets[k] = seat.row < seat.end ? seat.offset : -1;
+            if (offsets[k] >= 0)
+                batch[k] = seat.load(x, offsets[k], whole);
+            seat.next();
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (offsets[k] < 0)
+                break;
+#pragma unroll
+            for (int v = 0; v < V; v++)
+                batch[k].at[v] = columns.forward(batch[k].at[v], v);
+            seat.store(y, offsets[k], batch[k], whole);
+        }
+    }
+}
+
+template <int V>
+DEVICE void gradient_sums(
+    double *parts, const real *dy, const real *x, const double *mean, const double *low, const double *inv_std,
+    const double *gamma, const double *beta, int64_t activation, const Shape &shape)
+{
+    SHARED_MEMORY(double, sums);
+    enum { BATCH = Seat<V>::BATCH };
+    Seat<V> seat(shape, false);
+    const bool whole = seat.is_whole(x) && seat.is_whole(dy);
+    const Columns<V> columns(seat, mean, low, inv_std, gamma, beta, activation);
+    double of_dz[V] = {}, of_dz_deviation[V] = {};
+    while (seat.row < seat.end) {
+        Numbers<V> batch[BATCH], gradients[BATCH];
+        bool is_row[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            is_row[k] = seat.row < seat.end;
+            if (is_row[k]) {
+                batch[k] = seat.load(x, seat.offset, whole);
+                gradients[k] = seat.load(dy, seat.offset, whole);
+            }
+            seat.next();
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (!is_row[k])
+                break;
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                const double deviation = columns.deviation(batch[k].at[v], v);
+                const double dz = columns.backward(gradients[k].at[v], deviation, v);
+                of_dz[v] += dz;
+                of_dz_deviation[v] = fma(dz, deviation, of_dz_deviation[v]);
+            }
+        }
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        sums[seat.template sum<N_GRADIENTS>(OF_DZ_XHAT, v)] = of_dz_deviation[v]; /* 1 / std comes when they meet */
+        sums[seat.template sum<N_GRADIENTS>(OF_DZ, v)] = of_dz[v];
+    }
+    add_groups(sums, N_GRADIENTS * LANES * V);
+    if (seat.group > 0)
+        return;
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        if (v < seat.n) {
+            double *part = parts + seat.chunk * N_GRADIENTS * shape.columns + seat.column + v;
+            part[OF_DZ_XHAT * shape.columns] = sums[seat.template sum<N_GRADIENTS>(OF_DZ_XHAT, v)];
+            part[OF_DZ * shape.columns] = sums[seat.template sum<N_GRADIENTS>(OF_DZ, v)];
+        }
+    }
+}
+
+/* sums: (2, columns), dgamma and dbeta. share: one over the weight of all rows. dx may be dy or x. */
+template <int V>
+DEVICE void input_gradient(
+    real *dx, const real *dy, const real *x, const double *sums, const double *mean, const double *low,
+    const double *inv_std, const double *gamma, const double *beta, const Weights &weights, double share,
+    int64_t activation, const Shape &shape)
+{
+    enum { BATCH = Seat<V>::BATCH };
+    Seat<V> seat(shape, true);
+    const bool whole = seat.is_whole(x) && seat.is_whole(dy) && seat.is_whole(dx);
+    const Columns<V> columns(seat, mean, low, inv_std, gamma, beta, activation);
+    double of_mean[V], slope[V], inverse[V];
+    seat.columns_of(slope, sums, 0);
+    seat.columns_of(of_mean, sums + shape.columns, 0);
+    seat.columns_of(inverse, inv_std, 0);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        of_mean[v] *= -share;
+        slope[v] *= -share * inverse[v];
+    }
+    while (seat.row < seat.end) {
+        Numbers<V> batch[BATCH], gradients[BATCH];
+        int64_t offsets[BATCH];
+        double weight[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            offsets[k] = seat.row < seat.end ? seat.offset : -1;
+            if (offsets[k] >= 0) {
+                batch[k] = seat.load(x, offsets[k], whole);
+                gradients[k] = seat.load(dy, offsets[k], whole);
+                weight[k] = weights.of_row(seat.row);
+            }
+            seat.next();
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (offsets[k] < 0)
+                break;
+#pragma unroll
+            for (int v = 0; v < V; v++) {
+                const double deviation = columns.deviation(batch[k].at[v], v);
+                const double dz = columns.backward(gradients[k].at[v], deviation, v);
+                const double of_statistics = fma(deviation, slope[v], of_mean[v]);
+                batch[k].at[v] = (real)(columns.scale[v] * fma(weight[k], of_statistics, dz));
+            }
+            seat.store(dx, offsets[k], batch[k], whole);
+        }
+    }
+}
+
+/* Each for columns side by side and for rows side by side. */
+
+#define SHAPE_ARGUMENTS int64_t n_rows, int64_t columns, int64_t inner, int64_t chunk_rows, int64_t across
+#define SHAPE Shape{n_rows, columns, inner, chunk_rows, across}
+#define STATISTICS \
+    const double *mean, const double *low, const double *inv_std, const double *gamma, const double *beta
+
+extern "C" __global__ void __launch_bounds__(256, 2) moments_across(double *parts, const real *x, SHAPE_ARGUMENTS)
+{
+    moments<VECTOR>(parts, x, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) moments_down(double *parts, const real *x, SHAPE_ARGUMENTS)
+{
+    moments<1>(parts, x, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) weighted_moments_across(
+    double *parts, const real *x, const double *weights, int64_t rows_per_sample, int64_t ignore_nan, SHAPE_ARGUMENTS)
+{
+    weighted_moments<VECTOR>(parts, x, Weights{weights, rows_per_sample}, ignore_nan, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) weighted_moments_down(
+    double *parts, const real *x, const double *weights, int64_t rows_per_sample, int64_t ignore_nan, SHAPE_ARGUMENTS)
+{
+    weighted_moments<1>(parts, x, Weights{weights, rows_per_sample}, ignore_nan, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) normalize_across(
+    real *y, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
+{
+    normalize<VECTOR>(y, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) normalize_down(
+    real *y, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
+{
+    normalize<1>(y, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) gradient_sums_across(
+    double *parts, const real *dy, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
+{
+    gradient_sums<VECTOR>(parts, dy, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) gradient_sums_down(
+    double *parts, const real *dy, const real *x, STATISTICS, int64_t activation, SHAPE_ARGUMENTS)
+{
+    gradient_sums<1>(parts, dy, x, mean, low, inv_std, gamma, beta, activation, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) input_gradient_across(
+    real *dx, const real *dy, const real *x, const double *sums, STATISTICS, const double *weights,
+    int64_t rows_per_sample, double share, int64_t activation, SHAPE_ARGUMENTS)
+{
+    input_gradient<VECTOR>(
+        dx, dy, x, sums, mean, low, inv_std, gamma, beta, Weights{weights, rows_per_sample}, share, activation, SHAPE);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) input_gradient_down(
+    real *dx, const real *dy, const real *x, const double *sums, STATISTICS, const double *weights,
+    int64_t rows_per_sample, double share, int64_t activation, SHAPE_ARGUMENTS)
+{
+    input_gradient<1>(
+        dx, dy, x, sums, mean, low, inv_std, gamma, beta, Weights{weights, rows_per_sample}, share, activation, SHAPE);
+}
+
+/* found: (2, columns) of zeros; who finds NaN, or infinity, writes 1 to the first, or the second. */
+extern "C" __global__ void __launch_bounds__(256, 2) find_non_finite(
+    int64_t *found, const real *x, int64_t n_rows, int64_t columns, int64_t inner)
+{
+    for (int64_t k = thread_of_grid(); k < n_rows * columns; k += threads_of_grid()) {
+        const real value = x[k];
+        if (value - value != 0)
+            found[(is_nan(value) ? 0 : columns) + k / inner % columns] = 1;
+    }
+}
