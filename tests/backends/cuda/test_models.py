@@ -5,17 +5,11 @@
 
 import numpy as np
 import pytest
-import simulated_card
-from simulated_card import SimulatedCard
 from sklearn.base import clone
 
 from skbn import MLPClassifierBN, MLPRegressorBN, fit_many
 from skbn.backends import get_models
-from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-
-if not simulated_card.compiler()[0]:
-    pytest.skip(simulated_card.compiler()[1], allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -30,10 +24,9 @@ VARIANTS = [
 
 
 @pytest.fixture
-def launches(monkeypatch):
+def launches(simulated_card, monkeypatch):
     """The launches of whole epochs on a card, of as many blocks as the numbers say."""
-    card, blocks = SimulatedCard(), []
-    monkeypatch.setattr(cards, "current", lambda: card)
+    card, blocks = simulated_card, []
     # An epoch that is cut into launches by the clock has its losses added up in parts.
     monkeypatch.setattr(epochs, "SECONDS_PER_CALL", 1e9)
     launch = card.launch
