@@ -182,16 +182,21 @@ class _Data:
         self._spread = {"targets": [], "weights": []}
 
     def indices(self, rows, n_estimators):
-        """Return the rows of every estimator; what was one object is one array."""
+        """Return the rows of every estimator; equal ones are one array."""
         if rows is None:
             return [self.all_rows] * n_estimators
         rows = list(rows)
         if len(rows) != n_estimators:
             raise ValueError(f"rows has {len(rows)} entries for {n_estimators} estimators.")
-        found = {id(None): self.all_rows}
-        for part in rows:
+        found, by_content = {id(None): self.all_rows}, {self.all_rows.tobytes(): self.all_rows}
+        for index, part in enumerate(rows):
             if id(part) not in found:
-                found[id(part)] = self.all_rows[np.asarray(part)]
+                selected = self.all_rows[np.asarray(part)]
+                if selected.ndim != 1:
+                    raise ValueError(
+                        f"rows[{index}] must be None, or indices or a mask of one dimension."
+                    )
+                found[id(part)] = by_content.setdefault(selected.tobytes(), selected)
         return [found[id(part)] for part in rows]
 
     def part(self, rows):
