@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import shim
 import simulated_card
 from scipy.sparse import csr_array, issparse
 
@@ -58,7 +59,7 @@ def on(a_card, *arguments, **options):
 def cards():
     """Cards by name; on one with little shared memory even small networks are trained step by step."""
     found = {}
-    if simulated_card.compiler()[0]:
+    if shim.compiler()[0]:
         found["simulated card"] = simulated_card.SimulatedCard()
         found["simulated card, steps"] = simulated_card.SimulatedCard(shared_memory=4096)
     if importlib.util.find_spec("cupy"):

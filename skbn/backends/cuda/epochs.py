@@ -95,9 +95,7 @@ class Models:
         None: the current one.
     """
 
-    def __init__(
-        self, networks, *, loss_kinds, alphas, batch_sizes, dropout_keys, card=None
-    ):
+    def __init__(self, networks, *, loss_kinds, alphas, batch_sizes, dropout_keys, card=None):
         self.card = cards.current() if card is None else card
         self.networks = networks
         self.dtype = networks[0].dtype
@@ -125,7 +123,8 @@ class Models:
         self.optimizers = None
         self.data = None
         self.is_ahead = False
-        self.seconds_per_batch = 1e-5  # until it is measured
+        # One mini-batch until it is measured: the first call compiles the kernel.
+        self.seconds_per_batch = SECONDS_PER_CALL
 
     def __enter__(self):
         return self

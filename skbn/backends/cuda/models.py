@@ -18,7 +18,7 @@ def target_size(network, loss_kind):
 
 
 class CUDAModels(epochs.Models):
-    """Train networks that fit in a block; the interface is :class:`skbn.backends.models.Models`'."""
+    """Train networks that fit in a block; the interface of :class:`skbn.backends.models.Models`."""
 
     n_together = inf
 
