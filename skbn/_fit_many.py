@@ -296,8 +296,8 @@ class _Call:
             n_threads = self.n_threads[models]
             n_rounds = max(1, ceil(len(members) / (n_threads * models.n_together)))
             for part in gen_even_slices(len(members), n_threads * n_rounds):
-                job = partial(self._train_together, models, members[part])
-                self.for_any_thread.append(job)
+                jobs = self.for_any_thread if n_threads > 1 else self.for_this_thread
+                jobs.append(partial(self._train_together, models, members[part]))
 
     def _plan_fit(self, index, estimator, rows):
         """Plan a fit beside others if it can be, else by itself."""
@@ -338,6 +338,7 @@ class _Call:
         batch_size = min(batch_size, len(rows))
         network = self.networks[layers]
         if not models.accepts(network, loss_kind=loss.kind, batch_size=batch_size, X=X):
+            self.restore[index]()  # it learns by itself
             return False
         data = Rows(X, targets, weights, rows)
         with seeded(seed) as generator:

@@ -195,11 +195,15 @@ def test_long_epochs(together):
     together(estimators, X, X[:, 0], rows=[None, None, np.arange(10)])
 
 
-def test_large_networks_train_by_themselves(together, blobs, monkeypatch):
+def test_large_networks_train_by_themselves(together, blobs, unchanged, monkeypatch):
     X, y = blobs()
     monkeypatch.setattr("skbn.backends.cpu.threads.WORTH_A_TEAM", 1e-9)
     monkeypatch.setattr(get_models("cpu"), "train", None)
     together([classifier(), classifier(batch_norm=None)], X, y, n_jobs=1)
+    faulty = classifier(batch_norm=None, solver="sgd", learning_rate_init=1e30)
+    with unchanged(faulty):
+        (error,) = fit_many([faulty], X, y, return_exceptions=True)
+    assert "diverged" in str(error)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 3, -1])
