@@ -65,7 +65,8 @@ def test_a_launch_an_epoch(launches, blobs):
     many = [est.set_params(**endless) for est in estimators(MLPClassifierBN)[:4]]
     many[1].set_params(max_iter=2)
     fit_many(many, X, y)
-    assert launches == [4, 4, 3, 3]
+    assert launches[-4:] == [4, 4, 3, 3]
+    assert len(launches) <= 5  # the first launch is one step: it compiles
 
 
 def test_networks_that_do_not_fit_in_a_block(launches, blobs):
