@@ -171,6 +171,7 @@ def test_classifiers_and_regressors(device, together, blobs):
     together([clone(estimator) for estimator in estimators[:3]], X, multilabel)
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 def test_what_has_been_fitted_before(device, blobs, snapshot):
     pandas = pytest.importorskip("pandas")
     X, y = blobs()
