@@ -63,7 +63,7 @@ def room(sizes, itemsize):
     """Return the bytes of shared memory that blocks of these sizes need."""
     capacity, layers, saved, params, row_size, widest, targets = sizes
     pitch = capacity | 1
-    doubles = saved + pitch
+    doubles = layers + saved + pitch
     numbers = 2 * params + (row_size + 2 * widest + targets) * pitch
     return 8 * doubles + layers * LAYER_DTYPE.itemsize + numbers * itemsize
 

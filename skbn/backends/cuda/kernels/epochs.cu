@@ -19,6 +19,8 @@
 
 #define EPOCH_THREADS 256
 #define QUAD 4
+/* Blocks of a multiprocessor that registers must do for: as many as they do for without spilling. */
+#define BLOCKS (sizeof(real) == 4 ? 2 : 1)
 #define PREFETCHED 4 /* numbers a thread has on their way */
 
 DEVICE int64_t batch_stop(int64_t start, int64_t n_rows, int64_t size, int64_t min_rows)
@@ -38,6 +40,9 @@ struct Workplace {
     double *saved;          /* `saved` of the records times n_virtual, (3, stride) a virtual batch */
     int pitch, n_rows;
     double total;           /* weight of the batch */
+    double *decays;         /* (n_layers,): batch norm's momentum to the power of the batches seen */
+    double decay_1, decay_2;    /* Adam's betas to the power of the updates */
+    Update update;
 };
 
 /* y = activation(x W + b): a thread has one row and four units. */
@@ -182,7 +187,7 @@ DEVICE void sums_of_deviations(
 }
 
 /* Normalize unit by unit, virtual batch by virtual batch, and take their statistics into the moving ones. */
-DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, real *y, const real *x)
+DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, real *y, const real *x, int64_t index)
 {
     const int stride = (int)layer.out_stride, n_out = (int)layer.n_out;
     const Group group(n_out);
@@ -190,14 +195,15 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
     const real *gamma = layer.weight >= 0 ? w.params + layer.weight : 0;
     const real *beta = layer.bias >= 0 ? w.params + layer.bias : 0;
     double *moving = w.job->state + layer.state, *counter = moving + SKBN_N_BATCHES * stride;
-    const double before = counter[0];
-    double t = before;
+    const double before = counter[0], decay_before = w.decays[index];
+    double t = before, decay = decay_before;
     for (int first = 0; first < n_out; first += EPOCH_THREADS / group.size) {
         const int unit = first + threadIdx.x / group.size, j = min(unit, n_out - 1);
         const bool is_mine = unit < n_out && group.rank == 0;
         const real *column = x + j * w.pitch;
         double *saved = w.saved + layer.saved * w.job->n_virtual + j;
         t = before;
+        decay = decay_before;
         for (int start = 0; start < w.n_rows; saved += 3 * stride) {
             const int stop = (int)virtual_stop(start, w.n_rows, layer.virtual_batch_size);
             double weight = (double)(stop - start), correction, square;
@@ -221,14 +227,16 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
             const double var = square < 0 ? 0 : square * share, inv_std = inverse_std(var, layer.epsilon);
             Normalization n;
             n.set(origin, distance, inv_std, gamma, beta, j);
-            if (weight > 0)
+            if (weight > 0) {
                 t += 1;
+                decay *= layer.momentum;
+            }
             if (is_mine) {
                 saved[0] = n.high;
                 saved[stride] = n.low;
                 saved[2 * stride] = inv_std;
                 if (weight > 0) {
-                    const double part = share_of_batch(layer.momentum, t);
+                    const double part = share_of_batch(layer.momentum, t, decay);
                     moving[j] = (1 - part) * moving[j] + part * (origin + distance);
                     moving[stride + j] = (1 - part) * moving[stride + j] + part * var;
                 }
@@ -240,8 +248,10 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
         }
     }
     __syncthreads(); /* and all have read the counter */
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         counter[0] = t;
+        w.decays[index] = decay;
+    }
 }
 
 DEVICE void batch_norm_backward(
@@ -377,18 +387,11 @@ DEVICE void loss_forward_backward(
 /* What gradients are multiplied with so that their norm is max_norm at most. */
 DEVICE double clip_norm(const Workplace &w, double max_norm)
 {
-    __shared__ double largest_of_thread[EPOCH_THREADS];
     double largest = 0, squares = 0;
     for (int k = threadIdx.x; k < w.job->n_params; k += EPOCH_THREADS) {
-        const double size = fabs((double)w.grads[k]);
-        largest = size > largest || size != size ? size : largest; /* NaN passes */
+        largest = larger(largest, fabs((double)w.grads[k]));
     }
-    largest_of_thread[threadIdx.x] = largest;
-    __syncthreads();
-    for (int k = 0; k < EPOCH_THREADS; k++) {
-        const double other = largest_of_thread[k];
-        largest = other > largest || other != other ? other : largest;
-    }
+    largest = largest_over_block(largest);
     if (largest > 0)
         for (int k = threadIdx.x; k < w.job->n_params; k += EPOCH_THREADS) {
             const double share = (double)w.grads[k] / largest;
@@ -474,7 +477,7 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
         if (layer.kind == SKBN_DENSE)
             dense_forward(w, layer, y, x);
         else if (layer.kind == SKBN_BATCH_NORM)
-            batch_norm_forward(w, layer, y, x);
+            batch_norm_forward(w, layer, y, x, index);
         else if (layer.kind == SKBN_DROPOUT)
             dropout_apply(w, layer, y, x, index, step);
         else
@@ -499,8 +502,7 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
         dy = out;
     }
     loss += 0.5 * job.alpha * squares * scale;
-    Update update;
-    update.set(job.optimizer, step);
+    const Update update = w.update;
     const real factor = isfinite(job.optimizer->max_grad_norm) ? (real)clip_norm(w, job.optimizer->max_grad_norm)
                                                                : (real)1;
     real *const second = job.memory + (update.kind == SKBN_ADAM ? job.n_params : 0); /* else nobody looks */
@@ -514,7 +516,7 @@ DEVICE void copy_words(void *to, const void *from, int n_bytes)
         ((int64_t *)to)[k] = ((const int64_t *)from)[k];
 }
 
-extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
+extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
     const Job *jobs, int64_t capacity, int64_t most_layers, int64_t most_saved, int64_t most_params,
     int64_t row_size, int64_t widest, int64_t most_targets)
 {
@@ -526,7 +528,8 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
     if (threadIdx.x == 0) { /* the sizes are the largest of all jobs; doubles first */
         w.job = &job;
         w.pitch = (int)capacity | 1;
-        w.saved = room;
+        w.decays = room;
+        w.saved = w.decays + most_layers;
         w.weights = w.saved + most_saved;
         w.layers = (LayerRecord *)(w.weights + (job.weights ? w.pitch : 0));
         w.params = (real *)(w.layers + most_layers);
@@ -543,6 +546,15 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
     for (int64_t k = threadIdx.x; k < job.n_params; k += EPOCH_THREADS) {
         w.params[k] = job.params[k];
         w.grads[k] = 0; /* pads and biases that are not trained stay so */
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < (int)job.n_layers; k += EPOCH_THREADS)
+        if (w.layers[k].kind == SKBN_BATCH_NORM)
+            w.decays[k] = pow(
+                w.layers[k].momentum, job.state[w.layers[k].state + SKBN_N_BATCHES * w.layers[k].out_stride]);
+    if (threadIdx.x == 0) {
+        w.decay_1 = pow(job.optimizer->beta_1, job.sums[0]);
+        w.decay_2 = pow(job.optimizer->beta_2, job.sums[0]);
     }
     __syncthreads();
     const int n_features = (int)w.layers[0].n_in, n_fields = Carrier::fields(job, n_features);
@@ -575,6 +587,11 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
         if (threadIdx.x == 0) {
             w.n_rows = (int)(stop - start);
             w.total = total;
+        }
+        if (threadIdx.x == EPOCH_THREADS - 1 && total > 0) {
+            w.decay_1 *= job.optimizer->beta_1;
+            w.decay_2 *= job.optimizer->beta_2;
+            w.update.set(job.optimizer, rate_of_update(job.optimizer, step, w.decay_1, w.decay_2));
         }
         __syncthreads();
         if (is_carried && next > stop) {
