@@ -185,16 +185,21 @@ class _Data:
         self._spread = {"targets": [], "weights": []}
 
     def indices(self, rows, n_estimators):
-        """Return the rows of every estimator; what was one object is one array."""
+        """Return the rows of every estimator; equal ones are one array."""
         if rows is None:
             return [self.all_rows] * n_estimators
         rows = list(rows)
         if len(rows) != n_estimators:
             raise ValueError(f"rows has {len(rows)} entries for {n_estimators} estimators.")
-        found = {id(None): self.all_rows}
-        for part in rows:
+        found, by_content = {id(None): self.all_rows}, {self.all_rows.tobytes(): self.all_rows}
+        for index, part in enumerate(rows):
             if id(part) not in found:
-                found[id(part)] = self.all_rows[np.asarray(part)]
+                selected = self.all_rows[np.asarray(part)]
+                if selected.ndim != 1:
+                    raise ValueError(
+                        f"rows[{index}] must be None, or indices or a mask of one dimension."
+                    )
+                found[id(part)] = by_content.setdefault(selected.tobytes(), selected)
         return [found[id(part)] for part in rows]
 
     def part(self, rows):
@@ -294,8 +299,8 @@ class _Call:
             n_threads = self.n_threads[models]
             n_rounds = max(1, ceil(len(members) / (n_threads * models.n_together)))
             for part in gen_even_slices(len(members), n_threads * n_rounds):
-                job = partial(self._train_together, models, members[part])
-                self.for_any_thread.append(job)
+                jobs = self.for_any_thread if n_threads > 1 else self.for_this_thread
+                jobs.append(partial(self._train_together, models, members[part]))
 
     def _plan_fit(self, index, estimator, rows):
         """Plan a fit beside others if it can be, else by itself."""
@@ -337,6 +342,7 @@ class _Call:
         batch_size = min(batch_size, len(rows))
         network = self.networks[layers]
         if not models.accepts(network, loss_kind=loss.kind, batch_size=batch_size, X=X):
+            self.restore[index]()  # it learns by itself
             return False
         data = Rows(X, targets, weights, rows)
         with seeded(seed) as generator:

@@ -328,8 +328,9 @@ class Optimizers(list):
     """Optimizers side by side: their records are the elements of one array, ``records``."""
 
     def __enter__(self):
-        self.records = np.concatenate([optimizer.record for optimizer in self])
+        self.records = np.zeros(len(self), dtype=OPTIMIZER_DTYPE)
         for index, optimizer in enumerate(self):
+            self.records[index] = optimizer.record[0]
             optimizer.record = self.records[index : index + 1]
         return self
 
@@ -589,7 +590,7 @@ def train_together(models, fits, *, to_the_end, is_over):
     max_iter, patience = np.array([min(n, 2**62) for n in max_iter]), np.array(n_iter_no_change)
     decaying = [index for index, rule in enumerate(optimizers) if rule.schedule == "invscaling"]
     places = {order: place for place, order in enumerate(dict.fromkeys(orders))}
-    place_of_fit = [places[order] for order in orders]
+    place_of_fit = np.array([places[order] for order in orders])
     histories, optimizers = Histories(np.array(tol, dtype=float)), Optimizers(optimizers)
     active, unconverged = np.ones(len(fits), dtype=bool), np.zeros(len(fits), dtype=bool)
     completed = False

@@ -171,6 +171,7 @@ def test_classifiers_and_regressors(device, together, blobs):
     together([clone(estimator) for estimator in estimators[:3]], X, multilabel)
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 def test_what_has_been_fitted_before(device, blobs, snapshot):
     pandas = pytest.importorskip("pandas")
     X, y = blobs()
@@ -195,11 +196,15 @@ def test_long_epochs(together):
     together(estimators, X, X[:, 0], rows=[None, None, np.arange(10)])
 
 
-def test_large_networks_train_by_themselves(together, blobs, monkeypatch):
+def test_large_networks_train_by_themselves(together, blobs, unchanged, monkeypatch):
     X, y = blobs()
     monkeypatch.setattr("skbn.backends.cpu.threads.WORTH_A_TEAM", 1e-9)
     monkeypatch.setattr(get_models("cpu"), "train", None)
     together([classifier(), classifier(batch_norm=None)], X, y, n_jobs=1)
+    faulty = classifier(batch_norm=None, solver="sgd", learning_rate_init=1e30)
+    with unchanged(faulty):
+        (error,) = fit_many([faulty], X, y, return_exceptions=True)
+    assert "diverged" in str(error)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 3, -1])
@@ -326,6 +331,31 @@ def test_the_two_loops_keep_the_same_rules(schedule, max_iter):
         assert fit.optimizer.record.tobytes() == own_rule.record.tobytes(), name
 
 
+def test_equal_rows_are_validated_once(blobs, monkeypatch):
+    X, y = blobs()
+    validate, calls = MLPClassifierBN._validate_training_data, []
+
+    def counted(self, X, *rest):
+        calls.append(len(X))
+        return validate(self, X, *rest)
+
+    monkeypatch.setattr(MLPClassifierBN, "_validate_training_data", counted)
+    rows = [np.arange(40), np.arange(40).tolist(), np.arange(61) < 40, None, np.arange(61)]
+    fit_many([classifier() for _ in rows], X, y, rows=rows)
+    assert calls == [40, 61]
+
+
+def test_folds_do_not_copy_what_is_trained_on(blobs, monkeypatch):
+    X, y = blobs()
+    seen, models = [], get_models("cpu")
+    train = models.train
+    monkeypatch.setattr(models, "train", lambda *args: seen.append(args[1:3]) or train(*args))
+    folds = [fold for fold, _ in KFold(3).split(X)]
+    fit_many([classifier() for _ in folds], X, y, rows=folds, n_jobs=1)
+    assert all(X_seen is X for X_seen, _ in seen)
+    assert len({id(targets) for _, targets in seen}) == 1
+
+
 def test_shuffles_are_drawn_once(blobs, monkeypatch):
     X, y = blobs()
     begin_epoch, calls = Order.begin_epoch, []
@@ -390,6 +420,8 @@ def test_what_is_refused(blobs, unchanged):
             fit_many([est, KFold()], X, y)
         with pytest.raises(ValueError, match="rows has 1 entries for 2"):
             fit_many([est, classifier()], X, y, rows=[[0, 1]])
+        with pytest.raises(ValueError, match=r"rows\[1\] must be None"):
+            fit_many([est, classifier()], X, y, rows=[None, [[0, 1]]])
         with pytest.raises(IndexError):
             fit_many([est], X, y, rows=[[0, 61]])
         with pytest.raises(ValueError, match="Expected 2D array"):

