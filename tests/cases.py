@@ -57,7 +57,7 @@ def on(a_card, *arguments, **options):
 
 
 def cards():
-    """Cards by name; on one with little shared memory even small networks are trained step by step."""
+    """Cards by name; one has so little shared memory that all networks are trained step by step."""
     found = {}
     if shim.compiler()[0]:
         found["simulated card"] = simulated_card.SimulatedCard()

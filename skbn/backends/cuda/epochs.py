@@ -121,7 +121,7 @@ class Models:
             job["key"] = np.uint64(key[0] | key[1] << 32).astype(np.int64)
         self.jobs["n_scores"] = self.n_scores
         self.arguments = np.array([size.arguments() for size in self.sizes])
-        self.memory_sizes = self.kind = self.data = self.rows = None
+        self.memories = self.memory_sizes = self.data = self.rows = None
         self.is_ahead = False
         # One mini-batch until it is measured: the first call compiles the kernel.
         self.seconds_per_batch = SECONDS_PER_CALL
@@ -211,40 +211,40 @@ class Models:
 
     def bind(self, X, targets, weights, rows):
         """Let jobs point to data: X and targets are the card's, weights and rows one a model."""
-        kind = id(X), id(targets), *map(id, weights), *map(id, rows)
-        if kind != self.kind:
-            self.kind, self.data = kind, (X, targets, weights, rows)
-            itemsize = self.dtype.itemsize
-            self.jobs["X"], self.jobs["targets"] = address(X), address(targets)
-            self.jobs["row_stride"], self.jobs["column_stride"] = (
-                stride // itemsize for stride in X.strides
-            )
-            self.jobs["weights"] = [address(weight) for weight in weights]
-            # Models that see the same rows in the same order share them.
-            self.orders, stop, places = {}, 0, {}
-            for order in rows:
-                if id(order) not in places:
-                    places[id(order)] = stop
-                    self.orders[stop] = order
-                    stop += len(order)
-            if self.rows is None or self.rows.size < stop:
-                self.rows = self.card.empty(stop, np.int64)
-            base = address(self.rows)
-            self.jobs["rows"] = [base + 8 * places[id(order)] for order in rows]
-            self.jobs["n_rows"] = [len(order) for order in rows]
-        for start, order in self.orders.items():
-            self.card.write(self.rows[start : start + len(order)], order)
+        self.data = X, targets, weights, rows
+        itemsize = self.dtype.itemsize
+        self.jobs["X"], self.jobs["targets"] = address(X), address(targets)
+        self.jobs["row_stride"], self.jobs["column_stride"] = (s // itemsize for s in X.strides)
+        self.jobs["weights"] = [address(weight) for weight in weights]
+        # Models that see the same rows in the same order share them.
+        self.orders, places, stop = [], {}, 0
+        for order in rows:
+            if id(order) not in places:
+                places[id(order)] = stop
+                self.orders.append(order)
+                stop += len(order)
+        if self.rows is None or self.rows.size < stop:
+            self.rows = self.card.empty(stop, np.int64)
+        base = address(self.rows)
+        self.jobs["rows"] = [base + 8 * places[id(order)] for order in rows]
+        self.jobs["n_rows"] = [len(order) for order in rows]
+
+    def put_orders(self):
+        """Bring the order of the rows to the card, which changes from epoch to epoch."""
+        together = self.orders[0] if len(self.orders) == 1 else np.concatenate(self.orders)
+        self.card.write(self.rows[: len(together)], together)
 
     def advance(self, which, records, memories, positions, sums):
         """Train these models from their positions on, for as long as a launch may take.
 
         Adds to ``sums``, one row a model of all; returns the next positions.
         """
-        sizes = [memory.size for memory in memories]
-        if sizes != self.memory_sizes:
-            self.memory_sizes = sizes
-            self.allocate(memories)
-        self.memories = memories
+        if memories is not self.memories:
+            sizes = [memory.size for memory in memories]
+            if sizes != self.memory_sizes:
+                self.memory_sizes = sizes
+                self.allocate(memories)
+            self.memories = memories
         self.push(records)
         self.is_ahead = True
         began = perf_counter()

@@ -568,6 +568,7 @@ class CUDAExecutor:
             )
         X, targets, weights, _ = data
         self.small.bind(X, targets, [weights], [rows])
+        self.small.put_orders()
         self.is_ahead = True
         which, start = np.zeros(1, np.intp), np.array([start])
         return int(self.small.advance(which, optimizer, [memory], start, sums[np.newaxis])[0])

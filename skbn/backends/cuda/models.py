@@ -26,6 +26,7 @@ class CUDAModels(epochs.Models):
         super().__init__(networks, loss_kinds=loss_kinds, **options)
         sizes = networks[0].n_features, target_size(networks[0], loss_kinds[0])
         self.on_card = Data(self.card, self.dtype, *sizes)
+        self.given = (None,) * 5
 
     @staticmethod
     def n_threads(n_jobs):
@@ -41,22 +42,28 @@ class CUDAModels(epochs.Models):
 
     def train(self, X, targets, weights, rows, optimizers, active, sums):
         """Do an epoch of every network that is active."""
+        given = X, targets, weights, rows, optimizers
+        if any(new is not old for new, old in zip(given, self.given, strict=True)):
+            self.put(*given)
+        self.put_orders()
+        which, n_rows = np.flatnonzero(active), self.jobs["n_rows"]
+        positions = np.zeros(len(which), np.intp)
+        while len(which):
+            positions = self.advance(
+                which, optimizers.records, self.given_memories, positions, sums
+            )
+            is_left = positions < n_rows[which]
+            which, positions = which[is_left], positions[is_left]
+
+    def put(self, X, targets, weights, rows, optimizers):
+        """Bring data to the card; from epoch to epoch only the order of the rows changes."""
         n_all, data = X.shape[0], self.on_card
         for order in {id(order): order for order in rows}.values():
             expected(order, np.intp, len(order), "rows")
-        self.bind(
-            data.rows_of(X),
-            data.targets_of(targets, n_all),
-            [data.weights_of(vector, n_all) for vector in weights],
-            rows,
-        )
-        memories = [optimizer.memory for optimizer in optimizers]
-        which, n_rows = np.flatnonzero(active), np.array([len(order) for order in rows])
-        positions = np.zeros(len(which), np.intp)
-        while len(which):
-            positions = self.advance(which, optimizers.records, memories, positions, sums)
-            is_left = positions < n_rows[which]
-            which, positions = which[is_left], positions[is_left]
+        there = [data.weights_of(vector, n_all) for vector in weights]
+        self.bind(data.rows_of(X), data.targets_of(targets, n_all), there, rows)
+        self.given = X, targets, weights, rows, optimizers
+        self.given_memories = [optimizer.memory for optimizer in optimizers]
 
     def update_population_statistics(self, X, weights, rows, wanted):
         """Measure the batch norms of the networks that are wanted, each over its rows."""
