@@ -21,6 +21,7 @@ from skbn.backends.cuda import card as cards
 # As in kernels/tiles.cuh.
 GROUPS, LANES = 32, 8
 THREADS = GROUPS * LANES
+AT_ONCE = 1024  # rows of a column that one block goes over
 N_MOMENTS, N_GRADIENTS = 4, 2  # what a chunk leaves for a column
 
 
@@ -33,9 +34,15 @@ def moments(x, axes, weights=None, ignore_nan=False):
 def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=None):
     """Normalize with the statistics of x; return mean in two parts, variance and 1/std, (4, n)."""
     data = _Data(x, axes)
-    statistics = _statistics(data, epsilon, weights)[1:]
-    _normalize(y, data, statistics, gamma, beta, activation)
-    return data.result(statistics)
+    if data.tiles.n_chunks > 1 or weights is not None:
+        statistics = _statistics(data, epsilon, weights)
+        _normalize(y, data, statistics[1:], gamma, beta, activation)
+    else:
+        statistics = data.card.empty((5, data.tiles.columns), np.float64)
+        given = *data.vectors(gamma, beta), float(epsilon), int(activation)
+        with data.written(y) as target:
+            data.launch_tiles("forward_at_once", (statistics, target, data.x, *given), 2)
+    return data.result(statistics[1:])
 
 
 def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, epsilon, activation):
@@ -53,14 +60,19 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, activation, we
     dy = data.packed(dy)
     mean, low, _, inv_std = statistics
     given = data.vectors(mean, low, inv_std, gamma, beta)
-    parts = data.parts(N_GRADIENTS)
-    data.launch_tiles("gradient_sums", (parts, dy, data.x, *given, int(activation)), N_GRADIENTS)
-    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
-    data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
     total, weights = data.weights(weights)
+    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
+    of_rows = *given, *weights, 1 / total, int(activation)
     with data.written(dx) as target:
-        of_rows = *weights, 1 / total, int(activation)
-        data.launch_tiles("input_gradient", (target, dy, data.x, sums, *given, *of_rows))
+        if data.tiles.n_chunks == 1:
+            arguments = sums, target, dy, data.x, *of_rows
+            data.launch_tiles("backward_at_once", arguments, N_GRADIENTS)
+        else:
+            parts = data.parts(N_GRADIENTS)
+            arguments = parts, dy, data.x, *given, int(activation)
+            data.launch_tiles("gradient_sums", arguments, N_GRADIENTS)
+            data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
+            data.launch_tiles("input_gradient", (target, dy, data.x, sums, *of_rows))
     return data.result(sums)
 
 
@@ -212,13 +224,16 @@ class Tiles(NamedTuple):
     def of(cls, n_rows, columns, inner, itemsize):
         """Return the tiles of an array of numbers of so many bytes.
 
-        Chunks grow with the square root of the rows: there are enough of them to keep a card busy,
-        and few enough to be merged in no time.
+        Few rows are one chunk, and all is done in one launch. Else chunks grow with the square root
+        of the rows: there are enough of them to keep a card busy, and few enough to be merged in no
+        time.
         """
-        chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
+        chunk_rows = AT_ONCE
+        if n_rows > AT_ONCE:
+            chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
         vector = 16 // itemsize if inner == 1 else 1
-        across = 1
-        while vector > 1 and across < LANES and across * vector < columns:
+        across = 1  # seats for columns; the others are for chunks
+        while across < LANES and across * vector < columns and (vector > 1 or n_rows <= AT_ONCE):
             across *= 2
         return cls(n_rows, columns, inner, chunk_rows, across, vector)
 
