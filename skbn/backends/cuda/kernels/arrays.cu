@@ -5,29 +5,32 @@
  *     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
  *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))
  *
- * Statistics: each chunk of rows sums deviations, and their squares, from its first row, which cancels nothing but what
- * the spread of a chunk itself does; float64, which has no digits to spare, from the mean of its first rows. A constant
- * chunk has the variance 0 exactly. With weights, and where NaN is to be
- * ignored, the first row may hardly count or not at all: there a chunk takes the first row that does, finds the mean from
- * it, and goes over its rows again. Chunks are merged relative to the mean of the first one (Chan et al., 1979), in a
- * kernel of its own: its blocks are many and small, where the last block to finish would be one, and no counter need be
- * zero before. What a chunk leaves is (weight, origin, mean - origin, sum of squared deviations): in two parts, so that
- * float64 keeps the digits of means far from zero.
+ * Statistics: a chunk of rows sums deviations, and their squares, from its first row, which cancels nothing but what the
+ * spread of the chunk itself does; float64, which has no digits to spare, from the mean of its first rows. A constant
+ * chunk has the variance 0 exactly. With weights, and where NaN is to be ignored, the first row may hardly count or not
+ * at all: there a chunk takes the first row that does, finds the mean from it, and goes over its rows again. A chunk
+ * leaves (weight, origin, mean - origin, sum of squared deviations), in two parts so that float64 keeps the digits of
+ * means far from zero. Chunks are merged relative to the mean of the first one, in a kernel of its own: its blocks are
+ * many and small, where the last block to finish would be one and would have to find its counter at zero.
  *
- * Bytes, with N those of x: forward reads x twice and writes y, 3 N; backward reads x and dy twice and writes dx, 5 N;
- * what chunks leave is 1 / 256 of N at 2,048 rows a chunk. The second passes run backwards, over what may still be in the
- * cache. All arithmetic but the activation's is in double. For a number of float32, that is
+ * Up to 1,024 rows are one chunk; then a block does all of forward, or backward, for its columns, and reads their rows
+ * again while they are near. Else, with N the bytes of x: forward reads x twice and writes y, 3 N; backward reads x and
+ * dy twice and writes dx, 5 N; what chunks leave is N / 256 for float32 and 2,048 rows a chunk. The second passes run
+ * backwards, over what may still be in the cache.
+ *
+ * All arithmetic but the activation's is in double. For one number of float32 that is, in the inner loops,
  *
  *     pass            bytes   conversions   operations in double
  *     moments         4       1             3
  *     normalize       8       2             2
- *     gradient_sums   8       2             4 (and 2 conversions more for activations other than identity and ReLU)
- *     input_gradient  12      3             4
+ *     gradient_sums   8       2             4 (a conversion more for activations other than identity,
+ *     input_gradient  12      3             5  in both)
  *
- * Sixteen conversions and 64 operations a clock and multiprocessor, as data-centre cards have them, take 4.3 TB/s on 132
- * multiprocessors at 1.7 GHz (19 bytes a clock each) with 30 % of the one and 25 % of the other in use, so float sums with
- * compensation would save nothing there. A card with two operations a clock is slowed down: by half in the moments, at
- * 1 TB/s on 128 multiprocessors. All of this is counted, nothing is measured.
+ * A data-centre card has 16 conversions and 64 operations a clock and multiprocessor. 4.3 TB/s on 132 multiprocessors
+ * at 1.7 GHz are 19 bytes a clock each: 30 % of the former in use in moments (45 % at most, in gradient_sums), 22 % of
+ * the latter. So float sums with compensation, 30 instructions a number, would cost more than they save there. With two
+ * operations a clock, as other cards have, and 1 TB/s on 128 multiprocessors at 2.5 GHz, moments take 1.6 times what
+ * memory would. All of this is counted; nothing is measured.
  */
 #include "batch_norm.cuh"
 #include "tiles.cuh"
@@ -183,7 +186,7 @@ DEVICE void weighted_moments(
                         const double deviation = (value - moments.origin[v]) - moments.distance[v];
                         const double weighted = w * deviation;
                         weight[v] += w;
-                        total[v] += weighted;
+                        total[v] = fma(w, deviation, total[v]); /* as both layouts shall round */
                         squares[v] = fma(weighted, deviation, squares[v]);
                     }
                 }

@@ -2,10 +2,10 @@
  *
  * How the threads of a block share out an array, and the order in which they sum: fixed by the number of rows alone.
  *
- * An array is (outer, columns, inner) in C order; its rows are the pairs of outer and inner. Rows are cut into chunks, and
- * the rows of a chunk take turns in GROUPS sums; a thread has one of them for V columns. A block has LANES such seats for
- * each group, on columns side by side or, where columns are few, on several chunks. V = 1: the rows of a column lie side
- * by side, and the lanes of a warp go down them. V > 1: the columns do; a thread takes 16 bytes of a row, and LANES
+ * An array is (outer, columns, inner) in C order; its rows are the pairs of outer and inner. Rows are cut into chunks,
+ * and the rows of a chunk take turns in GROUPS sums; a thread has one of them for V columns. A block has LANES such
+ * seats for each group: on columns, as many as `across` says, times chunks. V = 1: the rows of a column lie side by
+ * side, and the threads of a warp go down them. V > 1: the columns do; a thread takes 16 bytes of a row, and LANES
  * threads a line of the cache, 128 bytes.
  *
  * Groups are added up by halves and chunks in turn, so a column has the same bits alone, among others and in either
