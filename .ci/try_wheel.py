@@ -11,11 +11,13 @@ from sklearn.exceptions import ConvergenceWarning
 
 import skbn
 from skbn import MLPClassifierBN
+from skbn.backends.cuda import sources
 
 assert Path(skbn.__file__).is_relative_to(sys.prefix), skbn.__file__
 files = {Path(file).name for file in importlib.metadata.files("skbn")}
 assert not {name for name in files if name.endswith((".c", ".pyx"))}, files
-assert "LICENSE" in files, files
+assert {"LICENSE", *(f"{name}.cu" for name in sources.files())} <= files, files
+assert all(map(sources.kernel_names, sources.files()))  # with the headers that they include
 
 warnings.simplefilter("error")
 warnings.simplefilter("ignore", ConvergenceWarning)

@@ -15,6 +15,7 @@ __all__ = [
     "TrainingCurveDisplay",
     "__version__",
     "exceptions",
+    "fit_many",
     "functional",
 ]
 
@@ -29,6 +30,10 @@ def __getattr__(name):
         from skbn._transformer import BatchNormTransformer
 
         return BatchNormTransformer
+    if name == "fit_many":
+        from skbn._fit_many import fit_many
+
+        return fit_many
     if name == "functional":
         return import_module("skbn.functional")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

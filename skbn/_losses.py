@@ -29,7 +29,7 @@ class _LogLoss:
         return len(rows) if weights is None else float(weights[rows].sum())
 
     def score(self, scores, baseline):
-        """Return the share of rows decided right, by weight."""
+        """Return the share of rows decided right, by weight; of every epoch if given arrays."""
         return scores[0] / baseline
 
 
@@ -156,12 +156,16 @@ class RegressionLoss:
             return total(lambda y: (y - mean) ** 2)
 
     def score(self, scores, baseline):
-        """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does."""
-        varies, scores = baseline > 0, np.asarray(scores)
+        """Return R2, the mean over the outputs, as :func:`sklearn.metrics.r2_score` does.
+
+        Of every epoch, if each entry of ``scores`` is an array over epochs.
+        """
+        varies, scores = baseline > 0, np.asarray(scores).T
         constant = np.where(scores == 0, 1.0, 0.0)
         with np.errstate(invalid="ignore"):
             share = scores / np.where(varies, baseline, 1)
-        return float(np.where(varies, 1 - share, constant).mean())
+        found = np.where(varies, 1 - share, constant)
+        return (found.sum(axis=-1) / found.shape[-1]).tolist()
 
 
 REGRESSION_LOSSES = {

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from inspect import Parameter, signature
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, issparse
@@ -40,6 +41,7 @@ from skbn._sklearn_compat import (
     with_callbacks,
 )
 from skbn._training import (
+    INTERRUPTED,
     PLANNED_SCHEDULES,
     SOLVERS,
     History,
@@ -140,9 +142,8 @@ def validated_weights(sample_weight, X, name="sample_weight"):
     return weights
 
 
-@contextmanager
-def _unchanged_on_error(estimator):
-    """Put everything back if the block raises, a RandomState of the user's too.
+def restorer(estimator):
+    """Return a function that puts everything back as it is now, a RandomState of the user's too.
 
     Arrays need no copies: they are never changed in place. Curves only grow.
     """
@@ -151,16 +152,38 @@ def _unchanged_on_error(estimator):
     lengths = [len(curve) for curve in curves]
     random_state = estimator.random_state
     drawn = isinstance(random_state, np.random.RandomState) and random_state.get_state(legacy=False)
-    try:
-        yield
-    except BaseException:
+
+    def restore():
         vars(estimator).clear()
         vars(estimator).update(before)
         for curve, length in zip(curves, lengths, strict=True):
             del curve[length:]
         if drawn:
             random_state.set_state(drawn)
+
+    return restore
+
+
+@contextmanager
+def _unchanged_on_error(estimator):
+    """Put everything back if the block raises."""
+    restore = restorer(estimator)
+    try:
+        yield
+    except BaseException:
+        restore()
         raise
+
+
+class Plan(NamedTuple):
+    """What one fit trains, on what and how: decided before the first epoch."""
+
+    network: Network
+    optimizer: Optimizer | None
+    history: History
+    data: Rows
+    validation: Rows | None
+    executor_options: dict
 
 
 class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
@@ -422,15 +445,21 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         twin._publish(twin._network, optimizer and optimizer.copy(), history.copy())
         return vars(twin)
 
-    def _fit(self, X, y, sample_weight, X_val, y_val, sample_weight_val):
-        """Validate and train; on any error the estimator is as it was."""
-        with _unchanged_on_error(self), seeded(self.random_state) as random_state:
+    def _fit(
+        self, X, y, sample_weight, X_val, y_val, sample_weight_val, *, seed=None, observers=()
+    ):
+        """Validate and train; on any error the estimator is as it was.
+
+        ``seed`` stands in for ``random_state=None``. Returns whether training came to its own end.
+        """
+        seed = self.random_state if seed is None else seed
+        with _unchanged_on_error(self), seeded(seed) as random_state:
             data = self._validate_training_data(X, y, sample_weight, incremental=False)
             validation = self._validate_validation_data(
                 X_val, y_val, sample_weight_val, data[0].dtype
             )
             given = {"X": X, "y": y, "sample_weight": sample_weight}
-            return self._train(*data, validation, random_state, False, given)
+            return self._train(*data, validation, random_state, False, given, observers)
 
     def _partial_fit(self, X, y, sample_weight, **first_call):
         """Validate and train for one epoch; on any error the estimator is as it was."""
@@ -439,50 +468,27 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             self._check_first_call(**first_call)
             data = self._validate_training_data(X, y, sample_weight, incremental=True)
             given = {"X": X, "y": y, "sample_weight": sample_weight}
-            return self._train(*data, None, random_state, True, given)
+            self._train(*data, None, random_state, True, given)
+        return self
 
     def _check_first_call(self):
         """Take what the first call of partial_fit needs to know."""
 
     @with_callbacks
-    def _train(self, X, targets, weights, validation, random_state, incremental, given):
-        """Train on validated rows and publish the result; callbacks see the data as given."""
-        n_samples, n_features = X.shape
-        self._check_solver(incremental)
-        layers = self._layers(n_features, self._loss.n_outputs)
+    def _train(
+        self, X, targets, weights, validation, random_state, incremental, given, observers=()
+    ):
+        """Train on validated rows and publish the result; callbacks see the data as given.
+
+        Returns whether training came to its own end.
+        """
+        n_samples = X.shape[0]
         row_weights = self._weigh_classes(targets, weights, incremental)
-        if self.scoring is not None and not (incremental or self.early_stopping or validation):
-            warnings.warn(
-                f"scoring={self.scoring!r} has no effect without validation data or "
-                "early_stopping=True.",
-                stacklevel=2,
-            )
         data = Rows(X, targets, row_weights, np.arange(n_samples, dtype=np.intp))
-        self._check_batch_norm_sizes(data, layers)
-        if self._is_first_fit(incremental):
-            network, history = Network(layers, X.dtype), History()
-            initialize_weights(network, self.weight_init, self.activation, random_state)
-        else:
-            network, history = self._continued_network(layers), self._history.go_on()
-        if self.solver != "lbfgs" and self.early_stopping and validation is None:
-            data, validation = self._split(data, weights, random_state)
-            self._check_batch_norm_sizes(data, layers)
-        batch_size = n_samples if self.solver == "lbfgs" else self._batch_size(len(data.rows))
-        optimizer = None
-        if self.solver != "lbfgs":
-            # a rest shorter than min_rows is no batch of its own
-            n_batches = -(-(len(data.rows) - network.min_rows + 1) // batch_size)
-            optimizer = self._make_optimizer(network, self.max_iter * n_batches, incremental)
-        network.use_population = False
-        executor = get_executor(self.device)(
-            network,
-            loss_kind=self._loss.kind,
-            alpha=self.alpha,
-            batch_size=batch_size,
-            dropout_key=dropout_key(random_state) if self.dropout > 0 else (0, 0),
-        )
+        plan = self._plan(data, weights, validation, random_state, incremental)
+        network, optimizer, history, data, validation, _ = plan
         max_iter = 1 if incremental else self.max_iter
-        observers, tasks = Observers(), None
+        observers, tasks = Observers(observers), None
         if self.verbose:
             observers.append(progress(self.verbose, max_iter, validation is not None))
         if has_callbacks(self):
@@ -501,6 +507,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             "observers": observers,
             "scorer": self._scorer(validation),
         }
+        executor = get_executor(self.device)(network, **plan.executor_options)
         with executor:
             if self.solver == "lbfgs":
                 completed = train_lbfgs(
@@ -530,15 +537,52 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                     **common,
                 )
         del executor  # and its gradients and buffers
-        wants_population = self.bn_statistics == "population" and network.batch_norm_indices
-        if wants_population and completed and not incremental:
+        if self._wants_population(network) and completed and not incremental:
+            data.rows.sort()  # training is over
             self._measure_population(network, data)
             if network.first_non_finite_layer() is not None:
                 raise diverged(network, history.n_iter)
         self._publish(network, optimizer, history)
         if tasks:
             tasks.fit_ended()
-        return self
+        return completed
+
+    def _plan(self, data, weights, validation, random_state, incremental, network=None):
+        """Return all that training needs; ``data`` has the weights of classes, ``weights`` has not.
+
+        A first fit initializes ``network``, or a new one.
+        """
+        self._check_solver(incremental)
+        if self.scoring is not None and not (incremental or self.early_stopping or validation):
+            warnings.warn(
+                f"scoring={self.scoring!r} has no effect without validation data or "
+                "early_stopping=True.",
+                stacklevel=2,
+            )
+        layers = self._layers(data.X.shape[1], self._loss.n_outputs)
+        self._check_batch_norm_sizes(data, layers)
+        if self._is_first_fit(incremental):
+            network, history = network or Network(layers, data.X.dtype), History()
+            initialize_weights(network, self.weight_init, self.activation, random_state)
+        else:
+            network, history = self._continued_network(layers), self._history.go_on()
+        if self.solver != "lbfgs" and self.early_stopping and validation is None:
+            data, validation = self._split(data, weights, random_state)
+            self._check_batch_norm_sizes(data, layers)
+        n_rows, optimizer = len(data.rows), None
+        batch_size = n_rows if self.solver == "lbfgs" else self._batch_size(n_rows)
+        if self.solver != "lbfgs":
+            # a rest shorter than min_rows is no batch of its own
+            n_batches = -(-(n_rows - network.min_rows + 1) // batch_size)
+            optimizer = self._make_optimizer(network, self.max_iter * n_batches, incremental)
+        network.use_population = False
+        executor_options = {
+            "loss_kind": self._loss.kind,
+            "alpha": self.alpha,
+            "batch_size": batch_size,
+            "dropout_key": dropout_key(random_state) if self.dropout > 0 else (0, 0),
+        }
+        return Plan(network, optimizer, history, data, validation, executor_options)
 
     def _make_optimizer(self, network, n_steps, incremental):
         """Return a new optimizer, or a copy of the one that partial_fit goes on with."""
@@ -561,15 +605,17 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             n_steps=n_steps,
         )
 
+    def _wants_population(self, network):
+        return self.bn_statistics == "population" and bool(network.batch_norm_indices)
+
     def _measure_population(self, network, data):
         """Measure the population statistics; if the user interrupts that, keep the moving ones."""
-        data.rows.sort()  # training is over
         try:
             with get_executor(self.device)(network) as executor:
                 executor.update_population_statistics(data.X, data.weights, data.rows)
         except KeyboardInterrupt:
             network.use_population = False
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warnings.warn(INTERRUPTED, stacklevel=2)
 
     def _is_first_fit(self, incremental):
         return not hasattr(self, "_network") or not (self.warm_start or incremental)

@@ -486,7 +486,8 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
             If the data or a parameter is not usable, or if training diverges. The estimator is then
             as it was before the call.
         """
-        return self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        self._fit(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        return self
 
     @available_if(lambda self: self.solver != "lbfgs")
     @fit_context(prefer_skip_nested_validation=True)

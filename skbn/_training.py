@@ -4,8 +4,9 @@ No arithmetic on weights, no devices. ``train`` drives an executor through a who
 (or a few, where an epoch is long, so that Ctrl-C works) and decides what happens between epochs,
 word for word as scikit-learn's MLP does: what it says, when it stops, how the learning rate moves.
 What scikit-learn has not is added beside it: scores in training mode, validation curves, the best
-epoch's statistics, and an end to training that has diverged. ``train_lbfgs`` hands the flat vector
-to scipy. Neither prints: observers hear of every epoch, and they print, draw and call back.
+epoch's statistics, and an end to training that has diverged. ``train_together`` does the same for
+many networks at once, by the same rules. ``train_lbfgs`` hands the flat vector to scipy. None
+prints: observers hear of every epoch, and they print, draw and call back.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -31,6 +32,7 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and "
     "need to be preprocessed."  # scikit-learn's sentence
 )
+INTERRUPTED = "Training interrupted by user."
 
 
 class Rows(NamedTuple):
@@ -122,6 +124,67 @@ class History:
         if best:
             self.best_iter = len(self.loss_curve)
         return best
+
+
+class Histories:
+    """The histories of first fits that go on together; an entry of every array is one fit's.
+
+    What :class:`History` decides about one fit after an epoch, decided about all at once and by the
+    same rules: on a card, an epoch of a thousand fits takes less than a thousand Python calls. What
+    they watch is the training loss.
+
+    Parameters
+    ----------
+    tol : ndarray
+        As in :class:`skbn.MLPClassifierBN`, for each fit.
+    """
+
+    def __init__(self, tol):
+        self.tol = tol
+        self.n_iter, self.best_iter, self.no_improvement_count = np.zeros((3, len(tol)), np.intp)
+        self.best_loss = np.full(len(tol), inf)
+        self.sums = []  # of every epoch, (n_fits, 2 + n_scores): loss times rows, rows, scores
+
+    def append(self, sums, active):
+        """Enter an epoch of the fits that are ``active``; return which of their losses are finite.
+
+        Does what ``History.append`` and ``History.update`` do.
+        """
+        self.sums.append(sums)
+        with np.errstate(invalid="ignore"):
+            loss = sums[:, 0] / np.where(active, sums[:, 1], nan)
+        worse, best = loss > self.best_loss - self.tol, loss < self.best_loss
+        self.n_iter += active
+        self.no_improvement_count[active] += 1
+        self.no_improvement_count[active & ~worse] = 0
+        self.best_loss[best] = loss[best]
+        self.best_iter[best] = self.n_iter[best]
+        return np.isfinite(loss)
+
+    def split(self, loss_functions, data):
+        """Return a :class:`History` for each fit, of whose ``data`` scores are measured."""
+        sums = np.stack(self.sums, axis=1) if self.sums else np.empty((len(data), 0, 2))
+        baselines, histories = {}, []
+        for index, (loss_function, part) in enumerate(zip(loss_functions, data, strict=True)):
+            key = id(part.weights), id(part.rows)
+            if key not in baselines:
+                baselines[key] = loss_function.baseline(part.targets, part.weights, part.rows)
+            n_iter = int(self.n_iter[index])
+            curves = sums[index, :n_iter].T
+            with np.errstate(invalid="ignore"):
+                scores = loss_function.score(curves[2:], baselines[key]) if n_iter else []
+                history = History(
+                    n_iter=n_iter,
+                    n_samples_seen=n_iter * len(part.rows),
+                    loss_curve=(curves[0] / curves[1]).tolist(),
+                    train_scores=np.broadcast_to(scores, n_iter).tolist(),
+                    best_loss=float(self.best_loss[index]),
+                    best_iter=int(self.best_iter[index]),
+                    no_improvement_count=int(self.no_improvement_count[index]),
+                )
+            history.watch(False, _measures(loss_function, None))
+            histories.append(history)
+        return histories
 
 
 def optimizer_vectors(kind):
@@ -261,6 +324,46 @@ class Optimizer:
         return ending.endswith("Stopping.")
 
 
+class Optimizers(list):
+    """Optimizers side by side: their records are the elements of one array, ``records``."""
+
+    def __enter__(self):
+        self.records = np.concatenate([optimizer.record for optimizer in self])
+        for index, optimizer in enumerate(self):
+            optimizer.record = self.records[index : index + 1]
+        return self
+
+    def __exit__(self, *exception):
+        for optimizer in self:
+            optimizer.record = optimizer.record.copy()
+
+
+class Order:
+    """Rows in the order in which fits see them, shuffled before every epoch.
+
+    Parameters
+    ----------
+    data : Rows
+        Its ``rows`` are shuffled in place.
+    shuffle : bool or "blocks"
+        Whether to shuffle; "blocks" keeps rows that are near each other near.
+    random_state : RandomState
+        Source of the shuffles.
+    """
+
+    def __init__(self, data, shuffle, random_state):
+        self.rows, self.shuffle, self.random_state = data.rows, shuffle, random_state
+        self.block_size = rows_in_block(data.X) if shuffle == "blocks" else None
+
+    def begin_epoch(self):
+        """Shuffle."""
+        if self.block_size:
+            shuffle_blocks(self.rows, self.block_size, self.random_state)
+        elif self.shuffle:
+            # Shuffling the indices again and again composes to scikit-learn's permutations.
+            shuffle_rows(self.rows, self.random_state)
+
+
 def _run_epoch(executor, optimizer, data, sums):
     """Return the mean loss of one epoch and its scores, both as seen in training mode."""
     sums.fill(0)
@@ -378,7 +481,7 @@ def train(
     best = network.copy() if early_stopping else None
     watched = "Validation score" if early_stopping else "Training loss"
     baseline = loss_function.baseline(data.targets, data.weights, data.rows)
-    sums = executor.new_sums()
+    sums, order = executor.new_sums(), Order(data, shuffle, random_state)
     if validation is not None:
         validation = _Validation(executor, loss_function, validation, scorer)
     history.n_iter = 0
@@ -389,11 +492,7 @@ def train(
             for _ in range(max_iter):
                 if observers:
                     observers.epoch_began()
-                if shuffle == "blocks":
-                    shuffle_blocks(data.rows, rows_in_block(data.X), random_state)
-                elif shuffle:
-                    # Shuffling the indices again and again composes to scikit-learn's permutations.
-                    shuffle_rows(data.rows, random_state)
+                order.begin_epoch()
                 loss, scores = _run_epoch(executor, optimizer, data, sums)
                 measured = validation and validation.measure(network, isfinite(loss))
                 score = loss_function.score(scores, baseline)
@@ -431,7 +530,7 @@ def train(
                     "optimization hasn't converged yet."
                 )
     except KeyboardInterrupt:
-        warnings.warn("Training interrupted by user.", stacklevel=2)
+        warnings.warn(INTERRUPTED, stacklevel=2)
         completed = False
     if warning:
         warnings.warn(warning, ConvergenceWarning, stacklevel=2)
@@ -440,6 +539,90 @@ def train(
     if network.first_non_finite_layer() is not None:
         raise diverged(network, history.n_iter)
     return completed
+
+
+class Fit(NamedTuple):
+    """One of several fits that go on together, with the parameters that decide when it ends."""
+
+    network: object
+    loss_function: object
+    optimizer: Optimizer
+    data: Rows
+    order: Order  # of the rows of ``data``; fits that share one see the same batches
+    max_iter: int
+    tol: float
+    n_iter_no_change: float
+
+
+def train_together(models, fits, *, to_the_end, is_over):
+    """Train networks in place from the beginning, epoch by epoch, all of them in every epoch.
+
+    What :func:`train` does with each of them, to the bit, without validation and observers. What
+    every epoch asks is decided for all at once (:class:`Histories`); what a few fits need now and
+    then, by the same methods as there.
+
+    Parameters
+    ----------
+    models : models
+        What computes; made for these networks.
+    fits : list of Fit
+        They share X and targets.
+    to_the_end : bool
+        Whether the others go on when the loss of one is no longer finite.
+    is_over : threading.Event
+        What ends training from another thread, as an interruption by the user would.
+
+    Returns
+    -------
+    histories : list of History
+        One for each fit.
+    completed : bool
+        Whether training came to its own end (False: it was interrupted by the user).
+    unconverged : ndarray of bool
+        Which fits ``max_iter`` has ended.
+    """
+    _, loss_functions, optimizers, data, orders, max_iter, tol, n_iter_no_change = zip(
+        *fits, strict=True
+    )
+    X, targets = data[0].X, data[0].targets
+    weights, rows = [part.weights for part in data], [order.rows for order in orders]
+    max_iter, patience = np.array([min(n, 2**62) for n in max_iter]), np.array(n_iter_no_change)
+    decaying = [index for index, rule in enumerate(optimizers) if rule.schedule == "invscaling"]
+    places = {order: place for place, order in enumerate(dict.fromkeys(orders))}
+    place_of_fit = [places[order] for order in orders]
+    histories, optimizers = Histories(np.array(tol, dtype=float)), Optimizers(optimizers)
+    active, unconverged = np.ones(len(fits), dtype=bool), np.zeros(len(fits), dtype=bool)
+    completed = False
+    try:
+        with models, optimizers:
+            while active.any() and not is_over.is_set():
+                n_active = np.bincount(place_of_fit, active)
+                for order, place in places.items():
+                    if n_active[place]:
+                        order.begin_epoch()
+                sums = models.new_sums()
+                models.train(X, targets, weights, rows, optimizers, active, sums)
+                is_finite = histories.append(sums, active)
+                for index in decaying:
+                    if active[index]:
+                        n_samples_seen = int(histories.n_iter[index]) * len(rows[index])
+                        optimizers[index].end_epoch(n_samples_seen)
+                if not (is_finite[active].all() or to_the_end):
+                    break
+                active &= is_finite
+                impatient = active & (histories.no_improvement_count > patience)
+                for index in np.flatnonzero(impatient):
+                    if optimizers[index].should_stop("", Observers()):
+                        active[index] = False
+                    else:
+                        histories.no_improvement_count[index] = 0
+                ended = active & (histories.n_iter >= max_iter)
+                unconverged |= ended
+                active &= ~ended
+            completed = not active.any()
+    except KeyboardInterrupt:
+        warnings.warn(INTERRUPTED, stacklevel=2)
+    return histories.split(loss_functions, data), completed, unconverged
 
 
 def train_lbfgs(
@@ -553,7 +736,7 @@ def train_lbfgs(
         if not stopped:
             history.n_iter = check_optimize_result("lbfgs", result, max_iter)
     except KeyboardInterrupt:
-        warnings.warn("Training interrupted by user.", stacklevel=2)
+        warnings.warn(INTERRUPTED, stacklevel=2)
         network.assign(latest)
         completed = False
     if network.first_non_finite_layer() is not None:

@@ -10,9 +10,10 @@ read-only, and pads must be zero in the end.
 # Authors: The skbn developers
 # SPDX-License-Identifier: BSD-3-Clause
 
+import importlib.util
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from itertools import cycle, product
 from types import MappingProxyType
@@ -21,6 +22,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import shim
+import simulated_card
 from scipy.sparse import csr_array, issparse
 
 from skbn._layers import (
@@ -36,19 +39,45 @@ from skbn._losses import MultilabelLogLoss, RegressionLoss, log_loss
 from skbn._network import Network
 from skbn._training import Optimizer
 from skbn.backends.cpu import LEVELS, executor_class
+from skbn.backends.cuda import card
+from skbn.backends.cuda.executor import CUDAExecutor
 from skbn.backends.memory import aligned_zeros
 from skbn.backends.records import LayerKind, LossKind, Statistics
 from skbn.backends.reference import ReferenceExecutor
 
-COMPILED = tuple(LEVELS)
 BEST = LEVELS[-1]
 # Level and number of threads; three, so that their tiles come out unequal.
 TEAMS = {f"{level}, 3 threads": level for level in dict.fromkeys([BEST, "baseline"])}
+
+
+def on(a_card, *arguments, **options):
+    """A CUDA executor on a card: a real one, or a stand-in."""
+    with patch.object(card, "current", lambda: a_card):
+        return CUDAExecutor(*arguments, **options)
+
+
+def cards():
+    """Cards by name; on one with little shared memory even small networks are trained step by step."""
+    found = {}
+    if shim.compiler()[0]:
+        found["simulated card"] = simulated_card.SimulatedCard()
+        found["simulated card, steps"] = simulated_card.SimulatedCard(shared_memory=4096)
+    if importlib.util.find_spec("cupy"):
+        with suppress(RuntimeError):
+            found["card"] = card.current()
+            found["card, steps"] = card.Card(found["card"].device.id)
+            found["card, steps"].shared_memory = 4096
+    return found
+
+
+CARDS = cards()
 EXECUTORS = (
     {"reference": ReferenceExecutor}
     | {level: executor_class(level) for level in LEVELS}
     | {team: partial(executor_class(level), threads=3) for team, level in TEAMS.items()}
+    | {name: partial(on, a_card) for name, a_card in CARDS.items()}
 )
+COMPILED = (*LEVELS, *CARDS)
 DTYPES = (np.float32, np.float64)
 DROPOUT_KEY = (0x12345678, 0x9ABCDEF0)
 

@@ -146,7 +146,8 @@ def interrupt(monkeypatch):
 @pytest.fixture
 def simulated_card(monkeypatch):
     """A card that is not there, where the package asks for CuPy's."""
-    from simulated_card import SimulatedCard, check, compiler
+    from shim import compiler
+    from simulated_card import SimulatedCard, check
 
     name, reason = compiler()
     if not name:

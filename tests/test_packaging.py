@@ -24,6 +24,10 @@ PACKAGE = ROOT / "skbn"
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 CYTHON = sorted([*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")])
 SOURCES = PYTHON + CYTHON
+FOLDERS = (PACKAGE, ROOT / "tests")
+C = [
+    p for folder in FOLDERS for p in sorted(folder.rglob("*")) if p.suffix in {".h", ".cu", ".cuh"}
+]
 
 
 def relative(path):
@@ -112,6 +116,7 @@ def test_the_import_reader_reads(tmp_path, monkeypatch):
 # The first name that a module starts with, dot for dot, decides which part of the house it is in.
 PARTS = {
     "skbn.backends.memory": "shared",
+    "skbn.backends.models": "shared",
     "skbn.backends.records": "shared",
     "skbn.backends.reference": "reference",
     "skbn.backends.reference_arrays": "reference",
@@ -133,7 +138,8 @@ PARTS = {
     "skbn": "public names",
 }
 
-# Shared is what Python, Cython and CUDA must agree on: the records' numbers and the alignment.
+# Shared is what Python, Cython and CUDA must agree on: the records' numbers, the alignment, and how
+# many networks train side by side.
 # Estimators and training reach a backend through the switch, skbn.backends.get_executor, alone.
 MAY_KNOW = {
     "shared": set(),
@@ -178,7 +184,7 @@ def test_backends_do_not_know_scikit_learn(path):
 @pytest.mark.parametrize(
     ("what", "files"),
     [
-        (r"cupy", r"skbn/backends/cuda/.*"),
+        (r"cupyx?|cuda", r"skbn/backends/cuda/card\.py"),
         (r"scipy\.linalg\.cython_\w+", r"skbn/backends/cpu/blas\.pxd"),
         (r"openmp|cython\.parallel", r"skbn/backends/cpu/(arrays|executor|processor)\.pyx"),
         (r"sklearn(\.\w+)*\._\w+", r"skbn/_sklearn_compat\.py"),
@@ -250,9 +256,10 @@ def test_importing_imports_no_optional_package():
         print(*set(sys.modules) - before)
         """
     )
-    loaded = {name.split(".")[0] for name in loaded.split()}
-    assert "skbn" in loaded
-    assert not loaded & {"cupy", "jax", "keras", "matplotlib", "pandas", "torch"}
+    packages = {name.split(".")[0] for name in loaded.split()}
+    assert "skbn" in packages
+    assert not packages & {"cuda", "cupy", "jax", "keras", "matplotlib", "pandas", "torch"}
+    assert not [name for name in loaded.split() if name.startswith("skbn.backends.cuda.")]
 
 
 def test_the_version_is_written_once():
@@ -286,6 +293,14 @@ def test_no_flag_trades_accuracy_for_speed():
     assert not [flag for flag in banned if flag in setup]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted(PACKAGE.rglob("*.h"))], ids=relative)
+@pytest.mark.parametrize("path", [*SOURCES, *C], ids=relative)
 def test_every_source_names_its_license(path):
     assert "SPDX-License-Identifier: BSD-3-Clause" in path.read_text(encoding="utf-8")[:3000]
+
+
+@pytest.mark.parametrize("path", [path for path in C if "cuda" in path.parts], ids=relative)
+def test_lines_of_kernels_are_clean(path):
+    # What the linters hold for Python and Cython.
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    assert not re.findall(r"^.{121,}$|^.*[ \t]$|\t", text, re.MULTILINE)

@@ -1,6 +1,7 @@
-"""What computes on a device: executors walk a network's table, array functions normalize arrays.
+"""What computes on a device: executors walk a network's table, models are many of them at once,
+array functions normalize arrays.
 
-``get_executor`` and ``get_array_functions`` are the only switches.
+``get_executor``, ``get_models`` and ``get_array_functions`` are the only switches.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -34,6 +35,28 @@ def get_executor(device):
     if device == "cuda":
         return cuda.executor_class()
     raise _unknown(device)
+
+
+def get_models(device):
+    """Return what trains many small networks at once on a device.
+
+    Parameters
+    ----------
+    device : {None, "cpu", "reference", "cuda"}
+        As for :func:`get_executor`.
+
+    Returns
+    -------
+    type
+        A class with the interface of :class:`skbn.backends.models.Models`.
+    """
+    if device is None or device == "cpu":
+        return cpu.models_class(cpu.LEVELS[-1])
+    if device == "cuda":
+        return cuda.models_class()
+    from skbn.backends.models import models_of
+
+    return models_of(get_executor(device))
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cases import COMPILED, each_dtype, read_only
+from cases import LEVELS, each_dtype, read_only
 from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
@@ -34,14 +34,14 @@ WALL = 1024  # numbers before and behind an array
 needs_openmp = pytest.mark.skipif(not has_openmp(), reason="built without OpenMP")
 
 
-@pytest.fixture(params=COMPILED)
+@pytest.fixture(params=LEVELS)
 def compiled(request):
     return cpu.array_functions(request.param)
 
 
-@pytest.fixture(params=[*COMPILED, "cuda, simulated"])
+@pytest.fixture(params=[*LEVELS, "cuda, simulated"])
 def functions(request):
-    if request.param in COMPILED:
+    if request.param in LEVELS:
         return cpu.array_functions(request.param)
     return OnCard(request.getfixturevalue("simulated_card"))
 
@@ -686,7 +686,7 @@ def check_that_it_does_not_fit(name, wrong, functions):
 
 
 def test_get_array_functions():
-    best = cpu.array_functions(COMPILED[-1])
+    best = cpu.array_functions(LEVELS[-1])
     assert get_array_functions(None) is get_array_functions("cpu") is best
     assert get_array_functions("reference") is reference_arrays
     with pytest.raises(ValueError, match="device must be"):

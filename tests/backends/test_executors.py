@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import (
-    COMPILED,
     EXECUTORS,
     LAYERS,
+    LEVELS,
     NETWORKS,
     SOLVERS,
     TEAMS,
@@ -442,7 +442,7 @@ def test_long_epochs_take_several_calls(executor):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no timers there")
-@pytest.mark.parametrize("executor", [*COMPILED, *TEAMS])
+@pytest.mark.parametrize("executor", [*LEVELS, *TEAMS])
 def test_signals_are_heard_inside_a_long_batch(executor):
     """Between its layers: the gradient, written from the last layer on, stays unfinished."""
 
@@ -496,7 +496,7 @@ def test_floating_point_mode_is_restored(dtype, executor):
 
 
 def test_get_executor():
-    best = EXECUTORS[COMPILED[-1]]
+    best = EXECUTORS[LEVELS[-1]]
     assert get_executor(None) is get_executor("cpu") is best
     assert get_executor("reference") is EXECUTORS[JUDGE]
     with pytest.raises(NotImplementedError, match="cuda"):
@@ -507,8 +507,8 @@ def test_get_executor():
 
 def test_levels():
     """The baseline runs everywhere; a level is used only where the processor has it."""
-    assert COMPILED[0] == "baseline"
-    assert set(COMPILED) <= set(instruction_levels())
+    assert LEVELS[0] == "baseline"
+    assert set(LEVELS) <= set(instruction_levels())
 
 
 @each_compiled

@@ -15,6 +15,13 @@ def executor_class(level):
     return import_module(f"{__name__}._executor_{level}").CPUExecutor
 
 
+def models_class(level):
+    """Return what trains many networks at once, compiled for an instruction level."""
+    from skbn.backends.cpu.models import models_of  # only many networks need it
+
+    return models_of(import_module(f"{__name__}._executor_{level}"))
+
+
 def array_functions(level):
     """Return the module that normalizes arrays, compiled for an instruction level."""
     return import_module(f"{__name__}._arrays_{level}")

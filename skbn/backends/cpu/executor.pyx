@@ -22,6 +22,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -726,6 +727,23 @@ cdef bint work_together(const Plan* plan, Call* call, int threads, bint is_doubl
     return team.wants_to_stop
 
 
+cdef struct Student:
+    const Plan* plan
+    Call call
+    bint is_double
+
+
+cdef bint work_in_turn(Student* students, Py_ssize_t n_students) noexcept nogil:
+    """Do the call of each; return whether a signal handler raised meanwhile."""
+    cdef Py_ssize_t index
+    for index in range(n_students):
+        if work_together(students[index].plan, &students[index].call, 1, students[index].is_double):
+            return True
+        if handlers_raise():
+            return True
+    return False
+
+
 cdef void* address(object array, char kind, Py_ssize_t size, bint writable) except NULL:
     """Data of a contiguous array that has at least this many elements of this kind ('f', 'd', ...)."""
     cdef Py_buffer buffer
@@ -787,6 +805,54 @@ cdef const double* weights_of(object weights, Py_ssize_t n_rows) except? NULL:
     if weights is None:
         return NULL
     return <const double*> address(weights, b"d", n_rows, False)
+
+
+cpdef double seconds_of_batch(Py_ssize_t n_rows, Py_ssize_t n_params, Py_ssize_t row_size):
+    """About, on one core: the products, and some passes over all activations."""
+    return n_rows * (6e-11 * n_params + 1e-9 * row_size)
+
+
+def train_in_turn(executors, X, targets, weights, rows, optimizers, sums):
+    """Do an epoch of several networks, one after the other, in one call.
+
+    Parameters
+    ----------
+    executors : list of CPUExecutor
+        One for each network, all of one type and number of inputs.
+    X, targets
+        Rows, of all networks.
+    weights, rows, optimizers, sums : list
+        What ``CPUExecutor.train`` takes, for each network.
+    """
+    cdef CPUExecutor executor = executors[0]
+    cdef Rows source = rows_of(X, executor.kind, executor.n_features)
+    cdef Py_ssize_t n_students = len(executors), n_left, index, n_rows = X.shape[0]
+    cdef bint is_stopped
+    cdef Student* students = <Student*> PyMem_Calloc(n_students, sizeof(Student))
+    if students == NULL:
+        raise MemoryError
+    try:
+        for index in range(n_students):
+            executor = executors[index]
+            optimizer = optimizers[index]
+            students[index].plan = &executor.plan
+            students[index].is_double = executor.is_double
+            executor.describe_epoch(
+                &students[index].call, rows[index], 0, optimizer.record, optimizer.memory, sums[index]
+            )
+            executor.get_ready(&students[index].call, &source, targets, weights[index], n_rows, 1)
+        while n_students > 0:
+            with nogil:
+                is_stopped = work_in_turn(students, n_students)
+            if is_stopped:
+                raise _raised.pop()
+            n_left = 0
+            for index in range(n_students):
+                if students[index].call.position < students[index].call.n_rows:
+                    students[n_left], n_left = students[index], n_left + 1
+            n_students = n_left
+    finally:
+        PyMem_Free(students)
 
 
 cdef class CPUExecutor:
@@ -950,19 +1016,16 @@ cdef class CPUExecutor:
             return 1
         if self.threads is not None:
             return self.threads
-        # About, on one core: the products, and some passes over all activations.
-        return team_size(n_rows * (6e-11 * self.plan.n_params + 1e-9 * self.plan.row_size))
+        return team_size(seconds_of_batch(n_rows, self.plan.n_params, self.plan.row_size))
 
-    cdef run(self, Call* call, const Rows* X, void* targets, const double* weights, Py_ssize_t n_rows):
-        """Train: let a team work on a call; raise what signal handlers raised meanwhile."""
+    cdef get_ready(self, Call* call, const Rows* X, targets, weights, Py_ssize_t n_rows, int workers):
+        """Give a call that trains on X, which has so many rows, all that lasts from call to call."""
         cdef Plan* plan = &self.plan
-        cdef int wanted = self.workers(n_rows)
-        cdef double seconds
         self.check_loss()
         self.allocate(meets_compressed(plan, X))
         call.X = X
-        call.targets = targets
-        call.weights = weights
+        call.targets = address(targets, self.kind, n_rows * plan.target_size, False)
+        call.weights = weights_of(weights, n_rows)
         call.params = self.params
         if call.grads == NULL:
             if self.grads is None:
@@ -970,13 +1033,31 @@ cdef class CPUExecutor:
             call.grads = address(self.grads, self.kind, 0, True)
         call.activations = self.activations
         call.deltas = self.deltas
-        if self.rooms is None or self.rooms.size < wanted * plan.room_size:
-            self.rooms = self.new_rooms(wanted)
+        if self.rooms is None or self.rooms.size < workers * plan.room_size:
+            self.rooms = self.new_rooms(workers)
         plan.rooms = <char*> address(self.rooms, b"b", 0, True)
+
+    cdef describe_epoch(self, Call* call, rows, Py_ssize_t start, optimizer, memory, sums):
+        """Say what mini-batches a call trains on: as many from position start on as one call may take."""
+        cdef Plan* plan = &self.plan
+        call.n_rows = rows.shape[0]
+        call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
+        call.position = start
+        call.n_batches = max(1, <Py_ssize_t> (SECONDS_PER_CALL / (plan.batch_size * self.seconds_per_row + 1e-6)))
+        call.task = TRAIN
+        call.optimizer = <OptimizerRecord*> address(optimizer, b"T", 1, True)
+        call.memory = address(memory, self.kind, optimizer_vectors(call.optimizer.kind) * plan.n_params, True)
+        call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
+
+    cdef run(self, Call* call, const Rows* X, targets, weights, Py_ssize_t n_rows, Py_ssize_t batch_size):
+        """Train: let a team work on a call; raise what signal handlers raised meanwhile."""
+        cdef int wanted = self.workers(batch_size)
+        cdef double seconds
+        self.get_ready(call, X, targets, weights, n_rows, wanted)
         seconds = self.go(call, wanted, self.pace)
         if call.work_done > 0:
             self.seconds_per_row = seconds / call.work_done
-            plan.rows_per_call = max(1, <Py_ssize_t> (SECONDS_PER_CALL / self.seconds_per_row))
+            self.plan.rows_per_call = max(1, <Py_ssize_t> (SECONDS_PER_CALL / self.seconds_per_row))
 
     cdef double go(self, Call* call, int wanted, pace) except -1:
         """Let as many workers as pay, `wanted` at most, do a call's task; return the seconds it took."""
@@ -1000,20 +1081,11 @@ cdef class CPUExecutor:
         Adds to ``sums`` the loss of the mini-batches times their rows, these rows, and the scores; returns the next
         position. Mini-batches without weight are passed over.
         """
-        cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
         cdef Call call
         memset(&call, 0, sizeof(Call))
-        call.n_rows = rows.shape[0]
-        call.rows = <const Py_ssize_t*> address(rows, INTP, call.n_rows, False)
-        call.position = start
-        call.n_batches = max(1, <Py_ssize_t> (SECONDS_PER_CALL / (plan.batch_size * self.seconds_per_row + 1e-6)))
-        call.task = TRAIN
-        call.optimizer = <OptimizerRecord*> address(optimizer, b"T", 1, True)
-        call.memory = address(memory, self.kind, optimizer_vectors(call.optimizer.kind) * plan.n_params, True)
-        call.sums = <double*> address(sums, b"d", 2 + plan.n_scores, True)
-        self.run(&call, &source, y, weights_of(weights, X.shape[0]), min(plan.batch_size, call.n_rows))
+        self.describe_epoch(&call, rows, start, optimizer, memory, sums)
+        self.run(&call, &source, targets, weights, X.shape[0], min(self.plan.batch_size, call.n_rows))
         return call.position
 
     def loss_and_gradient(
@@ -1025,7 +1097,6 @@ cdef class CPUExecutor:
         """
         cdef Plan* plan = &self.plan
         cdef Rows source = rows_of(X, self.kind, self.n_features)
-        cdef void* y = address(targets, self.kind, X.shape[0] * plan.target_size, False)
         cdef Call call
         sums = self.new_sums() if sums is None else sums
         memset(&call, 0, sizeof(Call))
@@ -1038,7 +1109,7 @@ cdef class CPUExecutor:
         call.update_statistics = update_statistics
         if call.n_rows > plan.capacity:
             raise ValueError(f"{call.n_rows} rows do not fit buffers for {plan.capacity}.")
-        self.run(&call, &source, y, weights_of(weights, X.shape[0]), call.n_rows)
+        self.run(&call, &source, targets, weights, X.shape[0], call.n_rows)
         return call.loss
 
     cdef double work_of_row(self, X):

@@ -13,6 +13,12 @@ def executor_class():
     return import_module(f"{__name__}.executor").CUDAExecutor
 
 
+def models_class():
+    """Return what trains many networks at once on the current card; raise if there is none."""
+    import_module(f"{__name__}.card").current()
+    return import_module(f"{__name__}.models").CUDAModels
+
+
 def array_functions():
     """Return the module that normalizes arrays on cards; raise if there is none."""
     import_module(f"{__name__}.card").current()

@@ -91,10 +91,12 @@ class Models:
     batch_sizes : list of int
     dropout_keys : list of (int, int)
         What an executor gets for each of them.
+    card : Card or None
+        None: the current one.
     """
 
-    def __init__(self, networks, *, loss_kinds, alphas, batch_sizes, dropout_keys):
-        self.card = cards.current()
+    def __init__(self, networks, *, loss_kinds, alphas, batch_sizes, dropout_keys, card=None):
+        self.card = cards.current() if card is None else card
         self.networks = networks
         self.dtype = networks[0].dtype
         n_outputs = [network.n_outputs for network in networks]
@@ -121,7 +123,8 @@ class Models:
         self.optimizers = None
         self.data = None
         self.is_ahead = False
-        self.seconds_per_batch = 1e-5  # until it is measured
+        # One mini-batch until it is measured: the first call compiles the kernel.
+        self.seconds_per_batch = SECONDS_PER_CALL
 
     def __enter__(self):
         return self

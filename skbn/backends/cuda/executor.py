@@ -12,6 +12,7 @@ in an order that depends on the card, so results are the same bits run after run
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -30,7 +31,11 @@ from skbn.backends.records import (
 )
 
 SECONDS_PER_CALL = 0.05  # so that Ctrl-C is heard
-STEPS_PER_GRAPH = 16
+
+# Steps whose queueing takes longer than their computing are captured as graphs: many of them at
+# once, and one for what is left. Where that begins was estimated (10 TFLOP/s, 5 us a launch).
+STEPS_IN_GRAPH = (16, 1)
+WORK_IN_GRAPH = 2**28  # parameters times rows
 THREADS = 256
 MOST_BLOCKS = 2**16  # of elementwise kernels, whose threads take further numbers in turn
 
@@ -145,11 +150,13 @@ class CUDAExecutor:
         self.table = self.card.upload(np.array(network.table, dtype=LAYER_DTYPE).view(np.float64))
         self.memory = self.host_memory = None
         self.buffers = None
+        self.order = None
+        self.graphs, self.have_run = {}, set()
         self.small = None  # what trains a network that fits into one block
         self.data = Data(self.card, self.dtype, network.n_features, self.target_size)
-        self.plans = {}
         self.is_ahead = False  # whether the card has trained further than the host knows
-        self.seconds_per_step = 1e-3  # until it is measured
+        # One step until it is measured: the first call compiles kernels.
+        self.seconds_per_step = SECONDS_PER_CALL
 
     def __enter__(self):
         return self
@@ -478,8 +485,15 @@ class CUDAExecutor:
             data.rows_of(X),
             data.targets_of(targets, n_all),
             data.weights_of(weights, n_all),
-            self.card.upload(rows),
+            self.put_rows(rows),
         )
+
+    def put_rows(self, rows):
+        """Return the order of rows on the card, where that of the last call was if it can be."""
+        if self.order is None or self.order.size < len(rows):
+            self.order = self.card.empty(len(rows), np.int64)
+        self.card.write(self.order[: len(rows)], rows)
+        return self.order
 
     def check_loss(self):
         """Refuse to train or evaluate without a loss."""
@@ -548,6 +562,7 @@ class CUDAExecutor:
                 alphas=[self.alpha],
                 batch_sizes=[self.batch_size],
                 dropout_keys=[self.dropout_key],
+                card=self.card,
             )
         X, targets, weights, _ = data
         rule = epochs.Rule(optimizer, memory)
@@ -569,21 +584,42 @@ class CUDAExecutor:
         card.write(buffers["steps"], np.array([start, optimizer["t"][0]]))
         card.write(buffers["sums"], self.new_sums())
         max_norm = float(optimizer["max_grad_norm"][0])
-        began, n_steps, most = (
-            perf_counter(),
-            0,
-            max(1, int(SECONDS_PER_CALL / self.seconds_per_step)),
-        )
+        began, n_steps = perf_counter(), 0
+        most = max(1, int(SECONDS_PER_CALL / self.seconds_per_step))
         self.is_ahead = True
         while start < n_rows and n_steps < most:
             stop = batch_stop(start, n_rows, self.batch_size, self.network.min_rows)
-            self.gradient(data, stop - start)
-            self.finish(data, stop - start, max_norm)
-            start, n_steps = stop, n_steps + 1
+            alike = (n_rows - self.network.min_rows - start) // self.batch_size
+            alike = max(1, min(alike, most - n_steps))
+            self.do_steps(data, stop - start, alike, max_norm)
+            start, n_steps = start + alike * (stop - start), n_steps + alike
         sums += card.read(buffers["sums"])
         optimizer["t"] = card.read(buffers["steps"])[1]
         self.seconds_per_step = (perf_counter() - began) / n_steps
         return start
+
+    def do_steps(self, data, n_rows, n_steps, max_norm):
+        """Queue steps of as many rows each, as graphs where that pays and all kernels have run."""
+
+        def steps(n_steps):
+            for _ in range(n_steps):
+                self.gradient(data, n_rows)
+                self.finish(data, n_rows, max_norm)
+
+        if n_rows * self.network.n_params > WORK_IN_GRAPH:
+            steps(n_steps)
+            return
+        kind = (n_rows, max_norm, *map(id, (self.memory, *data)))
+        if kind not in self.have_run:
+            steps(1)
+            self.have_run.add(kind)
+            n_steps -= 1
+        for size in STEPS_IN_GRAPH:
+            for _ in range(n_steps // size):
+                if (kind, size) not in self.graphs:
+                    self.graphs[kind, size] = self.card.capture(partial(steps, size))
+                self.graphs[kind, size].launch()
+            n_steps %= size
 
     # Inference.
 
@@ -652,10 +688,11 @@ class CUDAExecutor:
     def evaluate(self, X, targets, weights, rows):
         """Return the sum of the losses, without penalty, the weight of all rows, and the scores."""
         self.check_loss()
+        n_rows = len(rows)
         X, targets, weights, rows = self.put(X, targets, weights, rows)
         if not self.is_ahead:
             self.push()
-        n_rows, size = rows.size, 2 + self.n_scores
+        size = 2 + self.n_scores
         parts = self.card.empty(count(n_rows, LOSS_ROWS) * size, np.float64)
         steps = self.card.zeros(2, np.int64)
         for block, work in self.blocks(n_rows):
@@ -677,7 +714,7 @@ class CUDAExecutor:
         if not self.is_ahead:
             self.push()
         self.network.use_population = True
-        rows, n_rows = self.card.upload(rows), len(rows)
+        rows, n_rows = self.put_rows(rows), len(rows)
         n_parts = count(n_rows, PART_ROWS)
         parts = self.card.empty(n_parts * 3 * self.widest, np.float64)
         origins = self.card.empty(self.widest, np.float64)

@@ -26,7 +26,7 @@ OURS = ("--ptxas-options=-v", "-diag-suppress=177")
 # A multiprocessor has 65536 registers: with 128 a thread it holds 512 threads, enough to hide the
 # latency of memory. A kernel that is to have more says so here.
 MOST_REGISTERS = 128
-MORE_REGISTERS = {}
+MORE_REGISTERS = {"train_epoch": 255}  # alone on its multiprocessor, whose shared memory it fills
 
 DISTRIBUTIONS = ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'(.*?)(?=Compiling entry|\Z)", re.S)
@@ -97,8 +97,7 @@ def test_nvrtc_compiles_without_a_complaint(file, dtype, architecture):
 
 
 @pytest.mark.parametrize("file", sources.files())
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nvcc_compiles_without_a_complaint(file, dtype, tmp_path):
+def test_nvcc_compiles_without_a_complaint(file, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("there is no nvcc")
     run = {"capture_output": True, "text": True, "check": False}
@@ -107,7 +106,7 @@ def test_nvcc_compiles_without_a_complaint(file, dtype, tmp_path):
     codes = [name for name in (ARCHITECTURES[0], ARCHITECTURES[-1]) if name in known]
     targets = [f"-gencode=arch=compute_{code[3:]},code={code}" for code in codes]
     (tmp_path / f"{file}.cu").write_text(sources.source(file), encoding="utf-8")
-    options = (*sources.options(dtype), "-ftz=true", *targets, *OURS)
+    options = (*sources.options("float32"), "-ftz=true", *targets, *OURS)
     command = ["nvcc", "-fatbin", *options, f"{file}.cu", "-o", "kernels.fatbin"]
     done = subprocess.run(command, cwd=tmp_path, **run)
     log = done.stdout + done.stderr

@@ -10,8 +10,8 @@
  * Moments are taken as on the CPU: deviations from a pivot near the mean and their squares in double, the first row
  * for float, a mean from a pass of its own for double and for weighted rows.
  *
- * `saved` is (n_virtual, 3, stride): the mean in two parts and 1 / std. `statistics` is (n_virtual, 2, stride): mean and
- * variance; `totals` is (n_virtual,): the weight of each virtual batch. gamma, beta, weights may be NULL.
+ * `saved` is (n_virtual, 3, stride): the mean in two parts and 1 / std. `statistics` is (n_virtual, 2, stride): mean
+ * and variance; `totals` is (n_virtual,): the weight of each virtual batch. gamma, beta, weights may be NULL.
  */
 #include "batch_norm.cuh"
 #include "columns.cuh"
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_forward
             y[i * stride + j] = n.forward(x[i * stride + j], activation);
 }
 
-/* Where part number `part` begins and ends: virtual batches are cut into `n_parts` parts each, the last ones shorter. */
+/* Where part number `part` begins and ends: virtual batches are cut into `n_parts` parts, the last ones shorter. */
 struct Rows {
     int64_t batch, start, stop;
 };
@@ -170,7 +170,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_merge(
 {
     for (int64_t k = thread_of_grid(); k < n_batches * width; k += threads_of_grid()) {
         const int64_t batch = k / width, j = k % width;
-        const Moments m = merged(parts + batch * n_parts * 3 * stride + j, origins[batch * stride + j], n_parts, stride);
+        const double *part = parts + batch * n_parts * 3 * stride + j;
+        const Moments m = merged(part, origins[batch * stride + j], n_parts, stride);
         keep(m, saved + batch * 3 * stride, statistics + batch * 2 * stride, 0, 0, epsilon, stride, j, true);
         if (j == 0)
             totals[batch] = m.weight;
@@ -335,10 +336,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_input_g
             totals[rows.batch], rows.start, rows.stop, stride, j, activation);
 }
 
-/* Take the statistics of a batch, virtual batch by virtual batch, into the moving ones (docs/design.md). A block a layer.
+/* Take the statistics of a batch, virtual batch by virtual batch, into the moving ones (docs/design.md).
  *
- * `statistics` of a layer begin behind those of the layers before it, whose `saved` count three rows where these have
- * two; `totals` is (n_layers, n_virtual). A batch without weight changes nothing. */
+ * A block takes a layer. `statistics` of a layer begin behind those of the layers before it, whose `saved` count three
+ * rows where these have two; `totals` is (n_layers, n_virtual). A batch without weight changes nothing. */
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) update_moving_statistics(
     double *state, const double *statistics, const double *totals, const double *total, const LayerRecord *layers,
     int64_t n_virtual, int64_t n_rows)

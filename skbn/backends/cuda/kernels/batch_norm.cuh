@@ -26,7 +26,8 @@ struct Normalization {
     real high, low, scale, shift;
 
     /* mean = origin + distance */
-    DEVICE_MEMBER void set(double origin, double distance, double inv_std, const real *gamma, const real *beta, int64_t j)
+    DEVICE_MEMBER void set(double origin, double distance, double inv_std, const real *gamma, const real *beta,
+                           int64_t j)
     {
         high = (real)(origin + distance);
         low = (real)((origin - (double)high) + distance);

@@ -503,11 +503,9 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
     update.set(job.optimizer, step);
     const real factor = isfinite(job.optimizer->max_grad_norm) ? (real)clip_norm(w, job.optimizer->max_grad_norm)
                                                                : (real)1;
-    real unused = 0;
+    real *const second = job.memory + (update.kind == SKBN_ADAM ? job.n_params : 0); /* else nobody looks */
     for (int64_t k = threadIdx.x; k < job.n_params; k += EPOCH_THREADS)
-        update.apply(
-            w.params[k], job.memory[k], update.kind == SKBN_ADAM ? job.memory[job.n_params + k] : unused,
-            w.grads[k] * factor);
+        update.apply(w.params[k], job.memory[k], second[k], w.grads[k] * factor);
 }
 
 DEVICE void copy_words(void *to, const void *from, int n_bytes)

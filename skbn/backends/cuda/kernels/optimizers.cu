@@ -12,8 +12,8 @@
 
 DEVICE double weight_of(const double *total, int64_t n_rows) { return total ? total[0] : (double)n_rows; }
 
-/* Add the penalty's gradient; to `parts`, (tiles, 3), the sum of squares of the weights and, for the gradient's norm, its
- * largest number and the sum of squares of all divided by that: squares alone may overflow. */
+/* Add the penalty's gradient; to `parts`, (tiles, 3), the sum of squares of the weights and, for the gradient's norm,
+ * its largest number and the sum of squares of all divided by that: squares alone may overflow. */
 extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
     real *grads, double *parts, const real *params, const LayerRecord *layers, int64_t n_layers,
     const double *total, double alpha, int64_t n_rows, int64_t n_params)
