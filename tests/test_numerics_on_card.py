@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import test_numerics_arrays as cases
-from simulated_card import Memory, SimulatedArray
+from simulated_array import Memory, SimulatedArray
 from test_numerics_arrays import (  # noqa: F401
     test_n01_n02_offsets_in_the_transformer,
     test_n01_offsets_float32,

@@ -53,7 +53,7 @@ class OnCard:
         self.card = card
 
     def __getattr__(self, name):
-        from simulated_card import Memory, SimulatedArray
+        from simulated_array import Memory, SimulatedArray
 
         function = getattr(get_array_functions("cuda"), name)
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Batch normalization of arrays of any size (Ioffe & Szegedy, 2015); formulas: docs/design.md, who does what: tiles.cuh.
+ * Batch normalization of arrays (Ioffe & Szegedy, 2015). Formulas: docs/design.md; who does what: tiles.cuh.
  *
  *     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
  *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))
  *
- * Statistics: a chunk of rows sums deviations, and their squares, from its first row, which cancels nothing but what the
- * spread of the chunk itself does; float64, which has no digits to spare, from the mean of its first rows. A constant
+ * Statistics: a chunk of rows sums deviations from its first row, and their squares, which cancels nothing but what the
+ * spread of the chunk does; float64, which has no digits to spare, from the mean of its first rows. A constant
  * chunk has the variance 0 exactly. With weights, and where NaN is to be ignored, the first row may hardly count or not
  * at all: there a chunk takes the first row that does, finds the mean from it, and goes over its rows again. A chunk
  * leaves (weight, origin, mean - origin, sum of squared deviations), in two parts so that float64 keeps the digits of
