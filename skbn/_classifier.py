@@ -4,12 +4,13 @@
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils import check_array, column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import validate_data
 
+from skbn._devices import on_host, taken, validator
 from skbn._losses import MultilabelLogLoss, log_loss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -181,7 +182,8 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
     scoring : {"loss"}, str, callable or None, default=None
         What `validation_scores_` hold and early stopping watches: None is the accuracy, "loss"
         minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``, which
-        is also given ``sample_weight`` where rows have weights and it takes them.
+        is also given ``sample_weight`` where rows have weights and it takes them. Labels and
+        predictions are NumPy arrays there, also where `X` lies on a card.
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
@@ -193,7 +195,11 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         Not for "lbfgs".
 
     device : {None, "cpu", "cuda"}, default=None
-        Where to compute. None and "cpu" are the processor; "cuda" is not implemented yet.
+        Where to compute; None is where `X` lies. "cuda" is CuPy's current card, to which an `X` in
+        NumPy is copied. An `X` that lies on a card (CuPy's, or another library's by DLPack) stays
+        there, and results are on that card and of that library. NumPy's are labels that are no
+        numbers and all fitted attributes, so a model predicts on either device, whichever it was
+        fitted on. `y` and weights may lie on either side and are read on the processor.
 
     Attributes
     ----------
@@ -397,7 +403,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         return tags
 
     def _check_first_call(self, classes):
-        check_partial_fit_first_call(self, classes)
+        check_partial_fit_first_call(self, on_host(classes))
 
     def _check_labels(self, y):
         """Return labels as one column or as an indicator matrix, or say why they are neither."""
@@ -434,7 +440,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     def _validate_training_data(self, X, y, sample_weight, incremental):
         first_fit = self._is_first_fit(incremental)
-        X, y = validate_data(
+        X, y = validator(X)(
             self,
             X,
             y,
@@ -451,7 +457,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         if not first_fit or incremental:
             self._check_known_classes(y)
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, y)
 
     def _weigh_classes(self, targets, weights, incremental):
         """Return the weights of the rows, times those of their classes."""
@@ -608,10 +614,33 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
         def decide(raw):
             decided = self._loss.decide(raw)
-            return decided if self._is_multilabel else self.classes_[decided]
+            return decided if self._is_multilabel else taken(self.classes_, decided)
 
         y = self._predict(X, decide)
-        return csr_matrix(y) if self._is_multilabel and self._gives_sparse_labels else y
+        is_sparse = self._is_multilabel and self._gives_sparse_labels and isinstance(y, np.ndarray)
+        return csr_matrix(y) if is_sparse else y
+
+    def score(self, X, y, sample_weight=None):
+        """Return the accuracy on the given rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows to classify.
+
+        y : {array-like, sparse matrix} of shape (n_samples,) or (n_samples, n_labels)
+            True labels.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Share of the rows whose label, or all of whose labels, are predicted.
+        """
+        y, y_pred, sample_weight = map(on_host, (y, self.predict(X), sample_weight))
+        return accuracy_score(y, y_pred, sample_weight=sample_weight)
 
     def predict_proba(self, X):
         """Predict the probability of each class.

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import config_context, get_config
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state, gen_even_slices
+from sklearn.utils import check_random_state, gen_even_slices
 
 from skbn._classifier import MLPClassifierBN
+from skbn._devices import checker, on_host, received, resolved
 from skbn._mlp import readable_rows, restorer
 from skbn._network import Network
 from skbn._random import seeded
@@ -118,11 +119,13 @@ def fit_many(
     if not estimators:
         return []
     restore = [restorer(estimator) for estimator in estimators]
+    X, place = received(X)
     try:
-        data = _Data(X, y, sample_weight, estimators[0])
-        call = _Call(estimators, data, restore, n_jobs, return_exceptions)
-        call.plan(data.indices(rows, len(estimators)))
-        call.train()
+        with place:
+            data = _Data(X, on_host(y), on_host(sample_weight), estimators[0])
+            call = _Call(estimators, data, restore, n_jobs, return_exceptions)
+            call.plan(data.indices(rows, len(estimators)))
+            call.train()
     except BaseException:
         for put_back in restore:
             put_back()
@@ -168,7 +171,7 @@ class _Data:
     def __init__(self, X, y, sample_weight, estimator):
         self.given = X, y, sample_weight
         self.X = readable_rows(
-            check_array(
+            checker(X)(
                 X,
                 dtype=(np.float64, np.float32),
                 accept_sparse=["csr", "csc"],
@@ -296,7 +299,8 @@ class _Call:
 
     def _plan_fit(self, index, estimator, rows):
         """Plan a fit beside others if it can be, else by itself."""
-        models = get_models(estimator.device)
+        received(self.data.X, estimator.device)  # refuses rows that it cannot compute with
+        models = get_models(resolved(estimator.device, self.data.X))
         if models not in self.n_threads:
             self.n_threads[models] = models.n_threads(self.n_jobs)
         seed = estimator.random_state

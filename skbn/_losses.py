@@ -9,14 +9,31 @@ scikit-learn's does. Losses are functions of the raw outputs, never of probabili
 lost near 0 and 1. An entry of a log loss costs at most -log(machine epsilon), 36 in float64 and 16
 in float32, as in scikit-learn, so that curves and stopping are the same on unscaled data; as there,
 the gradient knows no such bound.
+
+What users see of raw outputs is computed where these lie, by functions that arrays on a card answer
+as NumPy's do.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
 import numpy as np
-from scipy.special import expit, log_expit, log_softmax, softmax
+from scipy.special import expit, log_expit
 from sklearn.utils import gen_batches
 
 from skbn.backends.records import LossKind
+
+
+def _softmax(x):
+    """Return what scipy.special's softmax does, which is no ufunc and knows NumPy only."""
+    exponentials = np.exp(x - x.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _log_softmax(x):
+    """Return what scipy.special's log_softmax does."""
+    largest = x.max(axis=1, keepdims=True)
+    shifted = x - np.where(np.isfinite(largest), largest, 0)
+    with np.errstate(divide="ignore"):
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 class _LogLoss:
@@ -62,15 +79,15 @@ class ConstantLogLoss(BinaryLogLoss):
 
     def decide(self, raw):
         """Return code 0."""
-        return np.zeros(len(raw), dtype=np.intp)
+        return np.zeros_like(raw[:, 0], dtype=np.intp)
 
     def predict_proba(self, raw):
         """Return ones."""
-        return np.ones((len(raw), 1), dtype=raw.dtype)
+        return np.ones_like(raw)
 
     def predict_log_proba(self, raw):
         """Return zeros."""
-        return np.zeros((len(raw), 1), dtype=raw.dtype)
+        return np.zeros_like(raw)
 
 
 class CategoricalLogLoss(_LogLoss):
@@ -88,11 +105,11 @@ class CategoricalLogLoss(_LogLoss):
 
     def predict_proba(self, raw):
         """Return the probabilities of all classes."""
-        return softmax(raw, axis=1)
+        return _softmax(raw)
 
     def predict_log_proba(self, raw):
         """Return the log-probabilities of all classes, finite for finite logits."""
-        return log_softmax(raw, axis=1)
+        return _log_softmax(raw)
 
 
 class MultilabelLogLoss(_LogLoss):

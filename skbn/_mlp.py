@@ -20,9 +20,10 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
 from sklearn.utils import gen_batches
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skbn._callbacks import EpochTasks
+from skbn._devices import check_same_place, on_host, received, resolved, validator
 from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
 from skbn._network import Network, architecture
@@ -52,7 +53,7 @@ from skbn._training import (
     train,
     train_lbfgs,
 )
-from skbn.backends import get_executor
+from skbn.backends import card_number, get_executor
 
 PLACEMENTS = ("input", "before", "after")
 ROWS_PER_CALL = 8192  # of predictions, and a multiple of it for few outputs
@@ -111,6 +112,8 @@ def readable_rows(X):
     Dense rows are taken as they lie, but for numbers across word boundaries (views of records);
     sparse ones become CSR. Their structure is checked first: conversions and kernels trust it.
     """
+    if card_number(X) is not None:
+        return X
     if issparse(X):
         container = csr_array if X.format == "csr" else csc_array
         parts = (np.require(part, requirements="CA") for part in (X.data, X.indices, X.indptr))
@@ -121,7 +124,7 @@ def readable_rows(X):
 
 
 def validated_weights(sample_weight, X, name="sample_weight"):
-    """Return weights as float64, or None where there are none."""
+    """Return weights as float64, one a row, or None where there are none."""
     if sample_weight is None:
         return None
     try:
@@ -188,6 +191,8 @@ class Plan(NamedTuple):
 
 class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     """What the classifier and the regressor share: everything but labels and losses."""
+
+    _predicts_for_scorer = False  # whose labels are NumPy's, so predictions are too
 
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -392,18 +397,16 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 raise ValueError("sample_weight_val was given without X_val and y_val.")
             return None
         try:
-            X_val = readable_rows(
-                validate_data(self, X_val, dtype=dtype, accept_sparse=["csr", "csc"], reset=False)
-            )
+            X_val = self._validate_rows(X_val, dtype)
         except ValueError as error:
             raise ValueError(f"X_val: {error}") from error
-        targets = self._validation_targets(y_val, dtype)
+        targets = self._validation_targets(on_host(y_val), dtype)
         if X_val.shape[0] != len(targets):
             raise ValueError(
                 "Found input variables with inconsistent numbers of samples: X_val has "
                 f"{X_val.shape[0]}, y_val has {len(targets)}."
             )
-        weights = validated_weights(sample_weight_val, X_val, "sample_weight_val")
+        weights = validated_weights(on_host(sample_weight_val), targets, "sample_weight_val")
         return Rows(X_val, targets, weights, np.arange(X_val.shape[0], dtype=np.intp))
 
     def _scorer(self, validation):
@@ -422,7 +425,9 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             weights["sample_weight"] = validation.weights[rows]
 
         def score(network):
-            return scorer(self._snapshot(network), X, y, **weights)
+            twin = self._snapshot(network)
+            twin._predicts_for_scorer = True
+            return scorer(twin, X, y, **weights)
 
         scoring = self.scoring
         is_named = isinstance(scoring, str)
@@ -453,21 +458,28 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         ``seed`` stands in for ``random_state=None``. Returns whether training came to its own end.
         """
         seed = self.random_state if seed is None else seed
-        with _unchanged_on_error(self), seeded(seed) as random_state:
-            data = self._validate_training_data(X, y, sample_weight, incremental=False)
+        sample_weight = on_host(sample_weight)
+        given = {"X": X, "y": y, "sample_weight": sample_weight}
+        X, place = received(X, self.device)
+        with place, _unchanged_on_error(self), seeded(seed) as random_state:
+            data = self._validate_training_data(X, on_host(y), sample_weight, incremental=False)
+            if X_val is not None:
+                X_val, _ = received(X_val, self.device)
+                check_same_place(X, X_val)
             validation = self._validate_validation_data(
                 X_val, y_val, sample_weight_val, data[0].dtype
             )
-            given = {"X": X, "y": y, "sample_weight": sample_weight}
             return self._train(*data, validation, random_state, False, given, observers)
 
     def _partial_fit(self, X, y, sample_weight, **first_call):
         """Validate and train for one epoch; on any error the estimator is as it was."""
         self._validate_params()  # scikit-learn does so before the first call only
-        with _unchanged_on_error(self), seeded(self.random_state) as random_state:
+        sample_weight = on_host(sample_weight)
+        given = {"X": X, "y": y, "sample_weight": sample_weight}
+        X, place = received(X, self.device)
+        with place, _unchanged_on_error(self), seeded(self.random_state) as random_state:
             self._check_first_call(**first_call)
-            data = self._validate_training_data(X, y, sample_weight, incremental=True)
-            given = {"X": X, "y": y, "sample_weight": sample_weight}
+            data = self._validate_training_data(X, on_host(y), sample_weight, incremental=True)
             self._train(*data, None, random_state, True, given)
         return self
 
@@ -507,7 +519,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             "observers": observers,
             "scorer": self._scorer(validation),
         }
-        executor = get_executor(self.device)(network, **plan.executor_options)
+        executor = self._executor_for(X)(network, **plan.executor_options)
         with executor:
             if self.solver == "lbfgs":
                 completed = train_lbfgs(
@@ -611,7 +623,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     def _measure_population(self, network, data):
         """Measure the population statistics; if the user interrupts that, keep the moving ones."""
         try:
-            with get_executor(self.device)(network) as executor:
+            with self._executor_for(data.X)(network) as executor:
                 executor.update_population_statistics(data.X, data.weights, data.rows)
         except KeyboardInterrupt:
             network.use_population = False
@@ -679,29 +691,38 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             )
         return self._network
 
-    def _validate_rows(self, X):
-        """Return rows of the features that the network was fitted to."""
-        check_is_fitted(self)
-        dtype = self._network.dtype
-        return readable_rows(
-            validate_data(self, X, dtype=dtype, accept_sparse=["csr", "csc"], reset=False)
-        )
+    def _executor_for(self, X):
+        """Return the executor class for validated rows."""
+        return get_executor(resolved(self.device, X))
+
+    def _validate_rows(self, X, dtype):
+        """Return rows of the features and the type that a network has."""
+        validate = validator(X)
+        accepted = ["csr", "csc"]
+        return readable_rows(validate(self, X, dtype=dtype, accept_sparse=accepted, reset=False))
 
     def _predict(self, X, finish):
         """Return what ``finish`` makes of the raw outputs; only that is ever there for all rows."""
-        X = self._validate_rows(X)
+        check_is_fitted(self)
+        X, place = received(X, self.device)
+        with place:
+            X = self._validate_rows(X, self._network.dtype)
+            result = self._predict_in_blocks(X, finish)
+            return place.read(result) if self._predicts_for_scorer else place.give_back(result)
+
+    def _predict_in_blocks(self, X, finish):
         n_rows = X.shape[0]
         network = folded_for_predictions(self._network, n_rows)
         # Whole blocks of the executor, so results do not depend on where rows are cut.
         block_size = ROWS_PER_CALL * max(1, 32 // network.n_outputs)
-        with get_executor(self.device)(network) as executor:
+        with self._executor_for(X)(network) as executor:
             if n_rows <= block_size:
                 return finish(executor.predict(X))
             result = None
             for block in gen_batches(n_rows, block_size):
                 part = finish(executor.predict(X[block]))
                 if result is None:
-                    result = np.empty((n_rows, *part.shape[1:]), part.dtype)
+                    result = np.empty_like(part, order="C", shape=(n_rows, *part.shape[1:]))
                 result[block] = part
             return result
 
@@ -729,10 +750,12 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             raise ValueError("There is no hidden layer in this network.")
         if not -n_hidden <= layer < n_hidden:
             raise IndexError(f"layer={layer} is out of range for {n_hidden} hidden layer(s).")
-        X = self._validate_rows(X)
+        X, place = received(X, self.device)
         network = self._network.head(dense[layer % n_hidden + 1])
-        with get_executor(self.device)(network) as executor:
-            return executor.predict(X)
+        with place:
+            X = self._validate_rows(X, network.dtype)
+            with self._executor_for(X)(network) as executor:
+                return place.give_back(executor.predict(X))
 
     def fold(self):
         """Return weights in which every batch normalization is folded.
@@ -804,14 +827,17 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             If the network has no batch normalization, if there are fewer than two rows, or if
             their statistics are not finite. The estimator is then as it was.
         """
-        X = self._validate_rows(X)
-        if not self._network.batch_norm_indices:
-            raise ValueError("There is no batch normalization to recalibrate in this network.")
-        data = Rows(X, None, None, np.arange(X.shape[0], dtype=np.intp))
-        self._check_batch_norm_sizes(data, self._network.layers)
-        network = self._network.copy()
-        with get_executor(self.device)(network) as executor:
-            executor.update_population_statistics(X, None, data.rows)
+        check_is_fitted(self)
+        X, place = received(X, self.device)
+        with place:
+            X = self._validate_rows(X, self._network.dtype)
+            if not self._network.batch_norm_indices:
+                raise ValueError("There is no batch normalization to recalibrate in this network.")
+            data = Rows(X, None, None, np.arange(X.shape[0], dtype=np.intp))
+            self._check_batch_norm_sizes(data, self._network.layers)
+            network = self._network.copy()
+            with self._executor_for(X)(network) as executor:
+                executor.update_population_statistics(X, None, data.rows)
         if not np.isfinite(network.state).all():
             raise ValueError(
                 "The statistics of X are not finite. The input data may contain large values and "

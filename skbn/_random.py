@@ -96,7 +96,7 @@ def initialize_weights(network, weight_init, activation, random_state):
 
 def rows_in_block(X):
     """Return how many rows ``shuffle="blocks"`` keeps together, by the size of X alone."""
-    numbers = X.data.nbytes + X.indices.nbytes if issparse(X) else X.size * X.itemsize
+    numbers = X.data.nbytes + X.indices.nbytes if issparse(X) else X.nbytes
     return max(1, BLOCK_BYTES * X.shape[0] // max(1, numbers))
 
 

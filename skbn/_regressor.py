@@ -4,11 +4,12 @@
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import validate_data
 
+from skbn._devices import on_host, validator
 from skbn._losses import REGRESSION_LOSSES, RegressionLoss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
@@ -186,7 +187,8 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
     scoring : {"loss"}, str, callable or None, default=None
         What `validation_scores_` hold and early stopping watches: None is R2, "loss"
         minus the loss, else the name of a scorer or a callable ``scorer(estimator, X, y)``, which
-        is also given ``sample_weight`` where rows have weights and it takes them.
+        is also given ``sample_weight`` where rows have weights and it takes them. Targets and
+        predictions are NumPy arrays there, also where `X` lies on a card.
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
@@ -198,7 +200,11 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         Not for "lbfgs".
 
     device : {None, "cpu", "cuda"}, default=None
-        Where to compute. None and "cpu" are the processor; "cuda" is not implemented yet.
+        Where to compute; None is where `X` lies. "cuda" is CuPy's current card, to which an `X` in
+        NumPy is copied. An `X` that lies on a card (CuPy's, or another library's by DLPack) stays
+        there, and results are on that card and of that library. NumPy's are labels that are no
+        numbers and all fitted attributes, so a model predicts on either device, whichever it was
+        fitted on. `y` and weights may lie on either side and are read on the processor.
 
     Attributes
     ----------
@@ -401,7 +407,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         first_fit = self._is_first_fit(incremental)
         if issparse(y):
             check_array(y, input_name="y")  # refuses it; for several outputs validate_data does not
-        X, y = validate_data(
+        X, y = validator(X)(
             self,
             X,
             y,
@@ -416,7 +422,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         if first_fit:
             self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         X = readable_rows(X)
-        return X, self._targets(y, X.dtype), validated_weights(sample_weight, X)
+        return X, self._targets(y, X.dtype), validated_weights(sample_weight, y)
 
     def _targets(self, y, dtype, name="y"):
         """Return targets of the network's type, one column an output."""
@@ -531,5 +537,31 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Predictions, one column an output where there are several.
         """
-        y = self._predict(X, lambda raw: np.exp(raw) if self.out_activation_ == "exp" else raw)
-        return y.ravel() if y.shape[1] == 1 else y
+
+        def finish(raw):
+            y = np.exp(raw) if self.out_activation_ == "exp" else raw
+            return y.ravel() if y.shape[1] == 1 else y
+
+        return self._predict(X, finish)
+
+    def score(self, X, y, sample_weight=None):
+        """Return R2 on the given rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows to predict for.
+
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            True targets.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        score : float
+            Coefficient of determination, the mean over the outputs.
+        """
+        y, y_pred, sample_weight = map(on_host, (y, self.predict(X), sample_weight))
+        return r2_score(y, y_pred, sample_weight=sample_weight)

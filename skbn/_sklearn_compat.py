@@ -4,11 +4,14 @@
 from inspect import signature
 
 import numpy as np
+from sklearn import get_config
 from sklearn.base import _fit_context as fit_context
 from sklearn.base import is_classifier
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import _safe_indexing as safe_indexing
 from sklearn.utils import check_random_state
+from sklearn.utils._array_api import _convert_to_numpy as convert_to_numpy
+from sklearn.utils._array_api import get_namespace_and_device
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -33,6 +36,17 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks, so its estimators ha
         return method
 
 
+def array_api_namespace(array):
+    """Return namespace and device of an array; None, None where array API dispatch is off.
+
+    Objects that are no arrays have no namespace either.
+    """
+    if not (hasattr(array, "__dlpack__") and get_config()["array_api_dispatch"]):
+        return None, None
+    namespace, _, device = get_namespace_and_device(array)
+    return namespace, device
+
+
 def has_callbacks(estimator):
     """Return whether callbacks are set, by the user or by the meta-estimator around."""
     return hasattr(estimator, "_skl_callbacks")
@@ -52,9 +66,11 @@ __all__ = [
     "Options",
     "StrOptions",
     "accepts_sample_weight",
+    "array_api_namespace",
     "check_optimize_result",
     "check_partial_fit_first_call",
     "check_sample_weight",
+    "convert_to_numpy",
     "fit_context",
     "has_callbacks",
     "make_constraint",

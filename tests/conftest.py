@@ -7,8 +7,10 @@
 
 import dataclasses
 import itertools
+import sys
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
+from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
@@ -146,8 +148,7 @@ def interrupt(monkeypatch):
 @pytest.fixture
 def simulated_card(monkeypatch):
     """A card that is not there, where the package asks for CuPy's."""
-    from shim import compiler
-    from simulated_card import SimulatedCard, check
+    from simulated_card import SimulatedCard, check, compiler
 
     name, reason = compiler()
     if not name:
@@ -156,3 +157,13 @@ def simulated_card(monkeypatch):
     monkeypatch.setattr("skbn.backends.cuda.card.current", lambda: card)
     yield card
     check(card)
+
+
+@pytest.fixture
+def no_card(monkeypatch):
+    """A machine without CuPy, whatever is installed on this one."""
+    card = import_module("skbn.backends.cuda.card")
+    card._cupy.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    yield
+    card._cupy.cache_clear()

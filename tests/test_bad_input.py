@@ -641,18 +641,6 @@ def test_partial_fit_knows_no_early_stopping(kind, blobs, unchanged):
         assert_refused_as_by_sklearn(ours, theirs, "partial_fit", (X, y), kwargs, unchanged, X)
 
 
-@each_start
-@each_kind
-def test_device(kind, start, blobs, unchanged):
-    X, y = blobs()
-    est = started(make(kind=kind), start, X, y).set_params(device="cuda")
-    calls = [("fit", (X, y)), ("partial_fit", (X, y))]
-    calls += [("predict", (X,)), ("recalibrate", (X,))] if start != "fresh" else []
-    for method, args in calls:
-        with unchanged(est), pytest.raises(NotImplementedError, match="device"):
-            getattr(est, method)(*args, **known(est, y, method))
-
-
 # Numbers at the border.
 
 

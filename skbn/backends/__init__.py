@@ -2,15 +2,38 @@
 array functions normalize arrays.
 
 ``get_executor``, ``get_models`` and ``get_array_functions`` are the only switches.
+``card_number`` says which arrays lie on a card, without a look at any library but their own.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
 from functools import cache
 
+import numpy as np
+
 # Small, and early: a fork must be noticed from the start, and limits that are set on OpenMP reach
 # only what is loaded. Kernels are loaded when something computes.
 from skbn.backends import cpu, cuda
 from skbn.backends.cpu import threads  # noqa: F401
+
+ON_CARD = (2, 13)  # DLPack's kinds of memory: a card's own, and what it shares with the processor
+
+
+def card_number(array):
+    """Return the number of the card that an array lies on, None for anything else."""
+    if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
+        return None
+    kind, number = array.__dlpack_device__()
+    return int(number) if kind in ON_CARD else None
+
+
+def get_card(number):
+    """Return the card of this number; raise if there is no CuPy or no card at all."""
+    return cuda.get_card(number)
+
+
+def non_finite(array):
+    """Return whether NaN, and whether infinity, is in a matrix on a card."""
+    return cuda.non_finite(array)
 
 
 def get_executor(device):

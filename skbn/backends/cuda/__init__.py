@@ -23,3 +23,14 @@ def array_functions():
     """Return the module that normalizes arrays on cards; raise if there is none."""
     import_module(f"{__name__}.card").current()
     return import_module(f"{__name__}.arrays")
+
+
+def get_card(number):
+    """Return the card of this number; raise if there is no CuPy or no card at all."""
+    return import_module(f"{__name__}.card").current().at(number)
+
+
+def non_finite(array):
+    """Return whether NaN, and whether infinity, is in a matrix on the current card."""
+    card = import_module(f"{__name__}.card").current()
+    return import_module(f"{__name__}.checks").non_finite(card, array)

@@ -89,6 +89,10 @@ class Card:
         self._modules, self._kernels = {}, {}
         self._blas = None
 
+    def at(self, number):
+        """Return the card of this number."""
+        return _card(number)
+
     def __enter__(self):
         self.device.__enter__()
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
 from skbn.backends.cuda.data import words
-from skbn.backends.memory import ALIGNMENT
+from skbn.backends.memory import padded
 from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
 
 THREADS = 256  # EPOCH_THREADS
@@ -63,7 +63,7 @@ def room(sizes, itemsize):
     """Return the bytes of shared memory that blocks of these sizes need."""
     capacity, layers, saved, params, row_size, widest, targets = sizes
     pitch = capacity | 1
-    doubles = saved + pitch
+    doubles = layers + saved + 2 * pitch
     numbers = 2 * params + (row_size + 2 * widest + targets) * pitch
     return 8 * doubles + layers * LAYER_DTYPE.itemsize + numbers * itemsize
 
@@ -120,8 +120,8 @@ class Models:
             job["loss"], job["alpha"] = loss, alpha
             job["key"] = np.uint64(key[0] | key[1] << 32).astype(np.int64)
         self.jobs["n_scores"] = self.n_scores
-        self.optimizers = None
-        self.data = None
+        self.arguments = np.array([size.arguments() for size in self.sizes])
+        self.memory_sizes = self.kind = self.data = self.rows = None
         self.is_ahead = False
         # One mini-batch until it is measured: the first call compiles the kernel.
         self.seconds_per_batch = SECONDS_PER_CALL
@@ -137,106 +137,121 @@ class Models:
         """Return zeros for what ``train`` adds up: loss, rows, scores of each model."""
         return np.zeros((len(self.networks), 2 + max(self.n_scores)))
 
-    def allocate(self, optimizers):
-        """Lay out what changes: updates, sums and optimizers; statistics, parameters, memory."""
-        roles = {
-            "sums": [(3 + n, np.float64) for n in self.n_scores],
-            "optimizer": [(OPTIMIZER_DTYPE.itemsize // 8, np.float64) for _ in optimizers],
-            "state": [(network.n_state, np.float64) for network in self.networks],
-            "params": [(network.n_params, self.dtype) for network in self.networks],
-            "memory": [(optimizer.memory.size, self.dtype) for optimizer in optimizers],
-        }
-        stop, places = 0, {}
-        for role, vectors in roles.items():
-            if role == "state":
-                self.control = slice(0, stop)
-            places[role] = []
-            for size, dtype in vectors:
-                n_bytes = size * np.dtype(dtype).itemsize
-                places[role].append((stop, n_bytes, dtype))
-                stop += -(-n_bytes // ALIGNMENT) * ALIGNMENT
+    def allocate(self, memories):
+        """Lay out what changes: sums and optimizers, then parameters, statistics and memory."""
+        n = len(self.networks)
+        shapes = (n, 3 + max(self.n_scores)), (n, OPTIMIZER_DTYPE.itemsize // 8)
+        stop, control = 0, []
+        for shape in shapes:
+            control.append((slice(stop, stop + 8 * shape[0] * shape[1]), shape))
+            stop = padded(control[-1][0].stop, 1)
+        self.control = slice(0, stop)
+        places = {"state": [], "params": [], "memory": []}
+        for network, memory in zip(self.networks, memories, strict=True):
+            vectors = network.state, network.params, memory
+            for role, vector in zip(places, vectors, strict=True):
+                places[role].append((slice(stop, stop + vector.nbytes), vector.dtype))
+                stop += padded(vector.nbytes, 1)
         self.vectors = slice(self.control.stop, stop)
         self.there = self.card.zeros(stop, np.uint8)
         self.known = self.card.pinned(stop, np.uint8)
         self.known[:] = 0
+        self.sums, self.records = (
+            self.known[part].view(np.float64).reshape(shape) for part, shape in control
+        )
+        self.views = {
+            role: [self.known[part].view(dtype) for part, dtype in vectors]
+            for role, vectors in places.items()
+        }
         base = address(self.there)
-        self.views = {}
+        for role, (part, shape) in zip(("sums", "optimizer"), control, strict=True):
+            self.jobs[role] = base + part.start + 8 * shape[1] * np.arange(n)
         for role, vectors in places.items():
-            self.jobs[role] = [base + start for start, _, _ in vectors]
-            self.views[role] = [self.known[a : a + n].view(dtype) for a, n, dtype in vectors]
+            self.jobs[role] = [base + part.start for part, _ in vectors]
+        self.parts = self.card.zeros((n, 2 * THREADS), np.float64)
+        self.jobs["parts"] = address(self.parts) + 16 * THREADS * np.arange(n)
         self.tables = [self.card.upload(words(compact_table(n)[0])) for n in self.networks]
         self.jobs["layers"] = [address(table) for table in self.tables]
+        self.begun = np.zeros((n, 2 + max(self.n_scores)))  # sums when an epoch began
+        self.expected = np.full(n, -1)  # positions at which sums go on
 
-    def push(self, optimizers):
+    def push(self, records):
         """Let the card have what the host has changed."""
-        self.optimizers = optimizers
-        self._push(
-            self.control,
-            sums=[optimizer.record["t"].astype(np.float64) for optimizer in optimizers],
-            optimizer=[optimizer.record.view(np.float64) for optimizer in optimizers],
-        )
+        rules = records.copy()
+        rules["t"] = 0  # the card counts in the sums
+        rules = rules.view(np.float64).reshape(self.records.shape)
+        is_new = not np.array_equal(words(rules), words(self.records))
+        if is_new or not np.array_equal(self.sums[:, 0], records["t"]):
+            self.records[:], self.sums[:, 0] = rules, records["t"]
+            self.card.write(self.there[self.control], self.known[self.control])
         if not self.is_ahead:
-            self._push(
-                self.vectors,
-                state=[network.state for network in self.networks],
-                params=[network.params for network in self.networks],
-                memory=[optimizer.memory for optimizer in optimizers],
-            )
+            is_new = False
+            for m, network in enumerate(self.networks):
+                for role, vector in self.host(m, network):
+                    if not np.array_equal(words(self.views[role][m]), words(vector)):
+                        self.views[role][m][:] = vector
+                        is_new = True
+            if is_new:
+                self.card.write(self.there[self.vectors], self.known[self.vectors])
 
-    def _push(self, part, **roles):
-        is_new = False
-        for role, vectors in roles.items():
-            for known, vector in zip(self.views[role], vectors, strict=True):
-                place = known[: vector.size]
-                if not np.array_equal(words(place), words(vector)):
-                    place[:] = vector
-                    is_new = True
-        if is_new:
-            self.card.write(self.there[part], self.known[part])
+    def host(self, m, network):
+        """Return a model's vectors by role."""
+        return ("state", network.state), ("params", network.params), ("memory", self.memories[m])
 
     def fetch(self, which):
         """Bring these models' networks and optimizers up to date."""
         self.card.read(self.there, self.known)
         for m in which:
-            self.networks[m].params[:] = self.views["params"][m]
-            self.networks[m].state[:] = self.views["state"][m]
-            self.optimizers[m].memory[:] = self.views["memory"][m]
+            for role, vector in self.host(m, self.networks[m]):
+                vector[:] = self.views[role][m]
+        self.is_ahead = len(which) < len(self.networks)
 
     def bind(self, X, targets, weights, rows):
         """Let jobs point to data: X and targets are the card's, weights and rows one a model."""
-        self.data = X, targets, weights
-        itemsize = self.dtype.itemsize
-        self.jobs["X"], self.jobs["targets"] = address(X), address(targets)
-        self.jobs["row_stride"], self.jobs["column_stride"] = (s // itemsize for s in X.strides)
-        self.jobs["weights"] = [address(weight) for weight in weights]
-        # Models that see the same rows in the same order share them.
-        places, stop = {}, 0
-        for order in rows:
-            if id(order) not in places:
-                places[id(order)] = stop, order
-                stop += len(order)
-        together = np.concatenate([order for _, order in places.values()])
-        if getattr(self, "rows", None) is None or self.rows.size < stop:
-            self.rows = self.card.empty(stop, np.int64)
-        self.card.write(self.rows[:stop], together)
-        self.jobs["rows"] = [address(self.rows) + 8 * places[id(order)][0] for order in rows]
-        self.jobs["n_rows"] = [len(order) for order in rows]
+        kind = id(X), id(targets), *map(id, weights), *map(id, rows)
+        if kind != self.kind:
+            self.kind, self.data = kind, (X, targets, weights, rows)
+            itemsize = self.dtype.itemsize
+            self.jobs["X"], self.jobs["targets"] = address(X), address(targets)
+            self.jobs["row_stride"], self.jobs["column_stride"] = (
+                stride // itemsize for stride in X.strides
+            )
+            self.jobs["weights"] = [address(weight) for weight in weights]
+            # Models that see the same rows in the same order share them.
+            self.orders, stop, places = {}, 0, {}
+            for order in rows:
+                if id(order) not in places:
+                    places[id(order)] = stop
+                    self.orders[stop] = order
+                    stop += len(order)
+            if self.rows is None or self.rows.size < stop:
+                self.rows = self.card.empty(stop, np.int64)
+            base = address(self.rows)
+            self.jobs["rows"] = [base + 8 * places[id(order)] for order in rows]
+            self.jobs["n_rows"] = [len(order) for order in rows]
+        for start, order in self.orders.items():
+            self.card.write(self.rows[start : start + len(order)], order)
 
-    def advance(self, which, optimizers, positions, sums):
+    def advance(self, which, records, memories, positions, sums):
         """Train these models from their positions on, for as long as a launch may take.
 
         Adds to ``sums``, one row a model of all; returns the next positions.
         """
-        if self.optimizers is None:
-            self.allocate(optimizers)
-        self.push(optimizers)
+        sizes = [memory.size for memory in memories]
+        if sizes != self.memory_sizes:
+            self.memory_sizes = sizes
+            self.allocate(memories)
+        self.memories = memories
+        self.push(records)
         self.is_ahead = True
         began = perf_counter()
+        is_first = positions != self.expected[which]
+        self.begun[which[is_first]] = sums[which[is_first]]
         jobs = self.jobs[which]
-        jobs["position"] = positions
+        jobs["position"], jobs["is_first"] = positions, is_first
         n_batches = max(1, int(SECONDS_PER_CALL / self.seconds_per_batch))
         jobs["n_batches"] = n_batches
-        sizes = np.max([self.sizes[m].arguments() for m in which], axis=0)
+        sizes = self.arguments[which].max(axis=0)
         kernel = self.card.kernel("epochs", "train_epoch", self.dtype)
         self.card.launch(
             *(kernel, (len(jobs),), (THREADS,)),
@@ -244,11 +259,10 @@ class Models:
             shared=int(room(sizes, self.dtype.itemsize)),
         )
         positions = self.positions_after(jobs, n_batches)
+        self.expected[which] = np.where(positions < jobs["n_rows"], positions, -1)
         self.card.read(self.there[self.control], self.known[self.control])
-        for m in which:
-            step, *found = self.views["sums"][m]
-            sums[m, : len(found)] += found
-            self.optimizers[m].record["t"] = step
+        sums[which] = self.begun[which] + self.sums[which, 1:]
+        records["t"][which] = self.sums[which, 0]
         seconds = perf_counter() - began
         done = np.max((positions - jobs["position"]) / jobs["batch_size"])
         self.seconds_per_batch = seconds / max(1.0, done)
@@ -260,10 +274,3 @@ class Models:
         last = jobs["position"] + (n_batches - 1) * jobs["batch_size"]
         is_end = jobs["n_rows"] - last - jobs["min_rows"] < jobs["batch_size"]
         return np.where(is_end, jobs["n_rows"], last + jobs["batch_size"])
-
-
-class Rule:
-    """The record and the memory of an optimizer, as an executor gets them."""
-
-    def __init__(self, record, memory):
-        self.record, self.memory = record, memory

@@ -206,6 +206,7 @@ class CUDAExecutor:
             "sums": card.zeros(2 + self.n_scores, np.float64),
             "loss": card.zeros(1, np.float64),
             "steps": card.zeros(2, np.int64),
+            "rate": card.zeros(1, np.float64),
             "optimizer": card.zeros(OPTIMIZER_DTYPE.itemsize // 8, np.float64),
         }
 
@@ -462,7 +463,7 @@ class CUDAExecutor:
                 )
             self.each(
                 *("optimizers", "optimizer_update", network.n_params, self.params.vector),
-                *(self.memory.vector, buffers["grads"], buffers["optimizer"], buffers["steps"]),
+                *(self.memory.vector, buffers["grads"], buffers["optimizer"], buffers["rate"]),
                 *(total, buffers["factor"] if clips else None, network.n_params),
             )
         if update_statistics and network.batch_norm_indices:
@@ -473,7 +474,8 @@ class CUDAExecutor:
             )
         self.launch(
             *("optimizers", "finish_step", 1, buffers["sums"], buffers["loss"], buffers["steps"]),
-            *(buffers["losses"], count(n_rows, LOSS_ROWS), self.n_scores, buffers["squares"]),
+            *(buffers["rate"], buffers["optimizer"] if update_params else None, buffers["losses"]),
+            *(count(n_rows, LOSS_ROWS), self.n_scores, buffers["squares"]),
             *(self.n_tiles, total, self.alpha, n_rows),
         )
 
@@ -565,10 +567,10 @@ class CUDAExecutor:
                 card=self.card,
             )
         X, targets, weights, _ = data
-        rule = epochs.Rule(optimizer, memory)
         self.small.bind(X, targets, [weights], [rows])
         self.is_ahead = True
-        return int(self.small.advance([0], [rule], [start], sums[np.newaxis])[0])
+        which, start = np.zeros(1, np.intp), np.array([start])
+        return int(self.small.advance(which, optimizer, [memory], start, sums[np.newaxis])[0])
 
     def train_steps(self, data, n_rows, start, optimizer, memory, sums):
         """Train by launches, step by step."""
@@ -582,7 +584,12 @@ class CUDAExecutor:
         buffers, card = self.buffers, self.card
         card.write(buffers["optimizer"], optimizer.view(np.float64))
         card.write(buffers["steps"], np.array([start, optimizer["t"][0]]))
-        card.write(buffers["sums"], self.new_sums())
+        card.write(buffers["sums"], sums)  # so that no bit depends on how calls cut an epoch
+        self.launch(
+            *("optimizers", "plan_first_rate", 1, buffers["rate"], buffers["optimizer"]),
+            buffers["steps"],
+            threads=32,
+        )
         max_norm = float(optimizer["max_grad_norm"][0])
         began, n_steps = perf_counter(), 0
         most = max(1, int(SECONDS_PER_CALL / self.seconds_per_step))
@@ -593,7 +600,7 @@ class CUDAExecutor:
             alike = max(1, min(alike, most - n_steps))
             self.do_steps(data, stop - start, alike, max_norm)
             start, n_steps = start + alike * (stop - start), n_steps + alike
-        sums += card.read(buffers["sums"])
+        sums[:] = card.read(buffers["sums"])
         optimizer["t"] = card.read(buffers["steps"])[1]
         self.seconds_per_step = (perf_counter() - began) / n_steps
         return start

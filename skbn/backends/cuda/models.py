@@ -50,10 +50,11 @@ class CUDAModels(epochs.Models):
             [data.weights_of(vector, n_all) for vector in weights],
             rows,
         )
+        memories = [optimizer.memory for optimizer in optimizers]
         which, n_rows = np.flatnonzero(active), np.array([len(order) for order in rows])
         positions = np.zeros(len(which), np.intp)
         while len(which):
-            positions = self.advance(which, optimizers, positions, sums)
+            positions = self.advance(which, optimizers.records, memories, positions, sums)
             is_left = positions < n_rows[which]
             which, positions = which[is_left], positions[is_left]
 

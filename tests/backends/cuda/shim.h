@@ -55,19 +55,16 @@ template <class... A> const char *described(void (*)(A...))
 {
     static char text[8 * sizeof...(A) + 1];
     char *end = text;
-    (describe<typename std::remove_cv<A>::type>(end), ...);
+    (describe<A>(end), ...);
     return text;
 }
 
-template <class... A, size_t... I> void call(void (*kernel)(A...), void **values, std::index_sequence<I...>)
-{
-    kernel(*static_cast<typename std::remove_cv<A>::type *>(values[I])...);
-}
+/* A call with arguments from an array: between braces they are taken from left to right. */
+struct Call {
+    template <class... A> Call(void (*kernel)(A...), A... values) { kernel(values...); }
+};
 
-template <class... A> void call(void (*kernel)(A...), void **values)
-{
-    call(kernel, values, std::index_sequence_for<A...>());
-}
+template <class... A> void call(void (*kernel)(A...), void **values) { Call{kernel, *static_cast<A *>(*values++)...}; }
 
 } // namespace shim
 

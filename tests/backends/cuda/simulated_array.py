@@ -221,7 +221,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
         if not copy and self.dtype == dtype:
             return self
-        return self._new(self._values.astype(dtype, order=order))
+        with np.errstate(all="ignore"):
+            return self._new(self._values.astype(dtype, order=order))
 
 
 def _computed(name):

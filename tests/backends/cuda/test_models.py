@@ -5,7 +5,7 @@
 
 import numpy as np
 import pytest
-import simulated_card
+from shim import compiler
 from simulated_card import SimulatedCard
 from sklearn.base import clone
 
@@ -14,8 +14,8 @@ from skbn.backends import get_models
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
 
-if not simulated_card.compiler()[0]:
-    pytest.skip(simulated_card.compiler()[1], allow_module_level=True)
+if not compiler()[0]:
+    pytest.skip(compiler()[1], allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -13,16 +13,14 @@ import re
 
 import numpy as np
 import pytest
-import shim
 from shim import Kernel
-from simulated_array import SimulatedArray
-from simulated_card import SimulatedCard, check
+from simulated_card import SimulatedArray, SimulatedCard, check, compiler
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
 
-if not shim.compiler()[0]:
-    pytest.skip(shim.compiler()[1], allow_module_level=True)
+if not compiler()[0]:
+    pytest.skip(compiler()[1], allow_module_level=True)
 
 ORDERS = range(20)  # enough seeds to see an order that hides nothing
 
@@ -271,7 +269,7 @@ def test_walls_of_shared_memory(place, value, dtype):
 
 
 def test_no_more_shared_memory_than_the_card_has():
-    body = "__shared__ double fixed[64];\nx[threadIdx.x] = fixed[63 - threadIdx.x];"
+    body = "__shared__ double fixed[64];\nfixed[threadIdx.x] = 1;\nx[0] = fixed[63 - threadIdx.x];"
     most = SimulatedCard().shared_memory
     run("double *x", body, 64, shared=most - 512)
     with pytest.raises(RuntimeError, match=r"INVALID_VALUE.*of static are more than"):
@@ -394,7 +392,7 @@ def test_other_kinds_of_arguments_do_not_compile(declaration):
 
 
 def test_no_atomics_on_floats():
-    with pytest.raises(RuntimeError, match=r"atomicAdd\(double\*"):
+    with pytest.raises(RuntimeError, match="atomicAdd"):
         kernel("double *x", "atomicAdd(x, 1.0);")
 
 

@@ -16,7 +16,6 @@
 #include <cstring>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <utility>
 
 struct dim3 { unsigned x, y, z; };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -71,10 +70,17 @@ inline unsigned drawn(unsigned n) /* splitmix64 */
     return (unsigned)(((z ^ (z >> 31)) >> 32) * n >> 32);
 }
 
+template <class T> void swap(T &a, T &b)
+{
+    const T old = a;
+    a = b;
+    b = old;
+}
+
 template <class T> void shuffle(T *items, unsigned n)
 {
     for (unsigned i = n; i > 1; i--)
-        std::swap(items[i - 1], items[drawn(i)]);
+        swap(items[i - 1], items[drawn(i)]);
 }
 
 /* Jumps from stack to stack; what lies behind a jump needs a frame of its own. */
@@ -239,7 +245,7 @@ inline bool run_block()
         if (n_ready == 0 && !release_barrier())
             return false;
         if (!far_apart)
-            std::swap(ready[drawn(n_ready)], ready[n_ready - 1]);
+            swap(ready[drawn(n_ready)], ready[n_ready - 1]);
         resume(ready[--n_ready]);
         if (failure[0])
             return false;

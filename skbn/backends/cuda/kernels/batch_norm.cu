@@ -361,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) update_moving_stat
             if (totals[batch] > 0) {
                 t += 1;
                 if (j < layer->n_out) {
-                    const double share = share_of_batch(layer->momentum, t);
+                    const double share = share_of_batch(layer->momentum, t, pow(layer->momentum, t));
 #pragma unroll
                     for (int which = SKBN_MOVING_MEAN; which <= SKBN_MOVING_VAR; which++) {
                         double *average = moving + which * stride + j;

@@ -70,10 +70,11 @@ DEVICE int64_t virtual_stop(int64_t start, int64_t n_rows, int64_t size)
     return size == 0 || n_rows - start - 2 < size ? n_rows : start + size;
 }
 
-/* Share of batch number t (from 1) in the bias-corrected moving average; momentum NaN: of equal weights. */
-DEVICE double share_of_batch(double momentum, double t)
+/* Share of batch number t (from 1) in the bias-corrected moving average, given momentum to the power t; momentum NaN:
+ * of equal weights. */
+DEVICE double share_of_batch(double momentum, double t, double decay)
 {
-    return momentum != momentum ? 1 / t : (1 - momentum) / (1 - pow(momentum, t));
+    return momentum != momentum ? 1 / t : (1 - momentum) / (1 - decay);
 }
 
 #endif

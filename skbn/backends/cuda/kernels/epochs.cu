@@ -19,8 +19,11 @@
 
 #define EPOCH_THREADS 256
 #define QUAD 4
+/* Blocks of a multiprocessor that registers must do for: as many as they do for without spilling. */
+#define BLOCKS (sizeof(real) == 4 ? 2 : 1)
 #define PREFETCHED 4 /* numbers a thread has on their way */
 
+/* End of the mini-batch that begins at `start`; a rest shorter than min_rows joins it. */
 DEVICE int64_t batch_stop(int64_t start, int64_t n_rows, int64_t size, int64_t min_rows)
 {
     return n_rows - start - min_rows < size ? n_rows : start + size;
@@ -36,8 +39,15 @@ struct Workplace {
     real *targets;          /* (target_size, pitch) */
     double *weights;        /* (pitch,) */
     double *saved;          /* `saved` of the records times n_virtual, (3, stride) a virtual batch */
+    int64_t *order;         /* (pitch,): rows of the next mini-batch */
+    int64_t start, stop, next_stop; /* of this mini-batch and the next */
+    int64_t step;
+    double rows_seen;
     int pitch, n_rows;
     double total;           /* weight of the batch */
+    double *decays;         /* (n_layers,): batch norm's momentum to the power of the batches seen */
+    double decay_1, decay_2;    /* Adam's betas to the power of the updates */
+    Update update;
 };
 
 /* y = activation(x W + b): a thread has one row and four units. */
@@ -182,7 +192,7 @@ DEVICE void sums_of_deviations(
 }
 
 /* Normalize unit by unit, virtual batch by virtual batch, and take their statistics into the moving ones. */
-DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, real *y, const real *x)
+DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, real *y, const real *x, int64_t index)
 {
     const int stride = (int)layer.out_stride, n_out = (int)layer.n_out;
     const Group group(n_out);
@@ -190,14 +200,15 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
     const real *gamma = layer.weight >= 0 ? w.params + layer.weight : 0;
     const real *beta = layer.bias >= 0 ? w.params + layer.bias : 0;
     double *moving = w.job->state + layer.state, *counter = moving + SKBN_N_BATCHES * stride;
-    const double before = counter[0];
-    double t = before;
+    const double before = counter[0], decay_before = w.decays[index];
+    double t = before, decay = decay_before;
     for (int first = 0; first < n_out; first += EPOCH_THREADS / group.size) {
         const int unit = first + threadIdx.x / group.size, j = min(unit, n_out - 1);
         const bool is_mine = unit < n_out && group.rank == 0;
         const real *column = x + j * w.pitch;
         double *saved = w.saved + layer.saved * w.job->n_virtual + j;
         t = before;
+        decay = decay_before;
         for (int start = 0; start < w.n_rows; saved += 3 * stride) {
             const int stop = (int)virtual_stop(start, w.n_rows, layer.virtual_batch_size);
             double weight = (double)(stop - start), correction, square;
@@ -221,14 +232,16 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
             const double var = square < 0 ? 0 : square * share, inv_std = inverse_std(var, layer.epsilon);
             Normalization n;
             n.set(origin, distance, inv_std, gamma, beta, j);
-            if (weight > 0)
+            if (weight > 0) {
                 t += 1;
+                decay *= layer.momentum;
+            }
             if (is_mine) {
                 saved[0] = n.high;
                 saved[stride] = n.low;
                 saved[2 * stride] = inv_std;
                 if (weight > 0) {
-                    const double part = share_of_batch(layer.momentum, t);
+                    const double part = share_of_batch(layer.momentum, t, decay);
                     moving[j] = (1 - part) * moving[j] + part * (origin + distance);
                     moving[stride + j] = (1 - part) * moving[stride + j] + part * var;
                 }
@@ -240,8 +253,10 @@ DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, rea
         }
     }
     __syncthreads(); /* and all have read the counter */
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         counter[0] = t;
+        w.decays[index] = decay;
+    }
 }
 
 DEVICE void batch_norm_backward(
@@ -377,18 +392,11 @@ DEVICE void loss_forward_backward(
 /* What gradients are multiplied with so that their norm is max_norm at most. */
 DEVICE double clip_norm(const Workplace &w, double max_norm)
 {
-    __shared__ double largest_of_thread[EPOCH_THREADS];
     double largest = 0, squares = 0;
     for (int k = threadIdx.x; k < w.job->n_params; k += EPOCH_THREADS) {
-        const double size = fabs((double)w.grads[k]);
-        largest = size > largest || size != size ? size : largest; /* NaN passes */
+        largest = larger(largest, fabs((double)w.grads[k]));
     }
-    largest_of_thread[threadIdx.x] = largest;
-    __syncthreads();
-    for (int k = 0; k < EPOCH_THREADS; k++) {
-        const double other = largest_of_thread[k];
-        largest = other > largest || other != other ? other : largest;
-    }
+    largest = largest_over_block(largest);
     if (largest > 0)
         for (int k = threadIdx.x; k < w.job->n_params; k += EPOCH_THREADS) {
             const double share = (double)w.grads[k] / largest;
@@ -398,66 +406,65 @@ DEVICE double clip_norm(const Workplace &w, double max_norm)
     return norm > max_norm ? max_norm / norm : 1;
 }
 
-/* What a thread carries into shared memory of a mini-batch: numbers of X and, behind the features, of the targets. */
+/* What a mini-batch is made of: fields of its rows, numbers of X and, behind the features, of the targets.
+ *
+ * A thread carries its share of the next mini-batch in registers while this one is trained on, and a row of the one
+ * after that: its place in X must be known before its numbers can be asked for. */
 struct Carrier {
-    int64_t index[PREFETCHED];
     real value[PREFETCHED];
+    int64_t row;
 
-    static DEVICE_MEMBER int fields(const Job &job, int n_features) { return n_features + (int)job.target_size; }
-
-    /* Ask for the indices of rows start to stop. */
-    DEVICE_MEMBER void ask(const Job &job, int n_fields, int64_t start, int64_t stop)
+    /* Ask for the fields of n_rows rows, whose places are in w.order. */
+    DEVICE_MEMBER void ask(const Workplace &w, int n_fields, int n_rows)
     {
 #pragma unroll
         for (int p = 0; p < PREFETCHED; p++) {
             const int k = threadIdx.x + p * EPOCH_THREADS;
-            if (k < (stop - start) * n_fields)
-                index[p] = job.rows[start + k / n_fields];
-        }
-    }
-    /* Ask for the numbers of the rows that were asked for. */
-    DEVICE_MEMBER void load(const Job &job, int n_features, int n_rows)
-    {
-        const int n_fields = fields(job, n_features);
-#pragma unroll
-        for (int p = 0; p < PREFETCHED; p++) {
-            const int k = threadIdx.x + p * EPOCH_THREADS, field = k % n_fields;
             if (k < n_rows * n_fields)
-                value[p] = number(job, n_features, index[p], field);
+                value[p] = field_of(*w.job, w.order[k / n_fields], k % n_fields, n_fields);
         }
     }
-    DEVICE_MEMBER void store(const Workplace &w, int n_features, int n_rows) const
+    DEVICE_MEMBER void put(const Workplace &w, int n_fields, int n_rows) const
     {
-        const int n_fields = fields(*w.job, n_features);
 #pragma unroll
         for (int p = 0; p < PREFETCHED; p++) {
             const int k = threadIdx.x + p * EPOCH_THREADS;
             if (k < n_rows * n_fields)
-                put(w, n_features, k / n_fields, k % n_fields, value[p]);
+                place_of(w, k / n_fields, k % n_fields, n_fields) = value[p];
         }
     }
-    /* All at once, where a thread cannot carry its share. */
-    DEVICE_MEMBER void fetch(const Workplace &w, int n_features, int64_t start, int64_t stop) const
+    DEVICE_MEMBER void ask_order(const Workplace &w, int64_t start, int n_rows)
     {
-        const int n_fields = fields(*w.job, n_features);
-        for (int k = threadIdx.x; k < (int)(stop - start) * n_fields; k += EPOCH_THREADS) {
-            const int64_t row = w.job->rows[start + k / n_fields];
-            put(w, n_features, k / n_fields, k % n_fields, number(*w.job, n_features, row, k % n_fields));
+        if (threadIdx.x < n_rows)
+            row = w.job->rows[start + threadIdx.x];
+    }
+    DEVICE_MEMBER void put_order(const Workplace &w, int n_rows) const
+    {
+        if (threadIdx.x < n_rows)
+            w.order[threadIdx.x] = row;
+    }
+    /* Put the fields of rows that nobody has carried. */
+    static DEVICE_MEMBER void fetch(const Workplace &w, int n_fields, int64_t start, int n_rows)
+    {
+        for (int k = threadIdx.x; k < n_rows * n_fields; k += EPOCH_THREADS) {
+            const int r = k / n_fields, field = k % n_fields;
+            place_of(w, r, field, n_fields) = field_of(*w.job, w.job->rows[start + r], field, n_fields);
         }
     }
     /* What has no weight is read as zeros. */
-    static DEVICE_MEMBER real number(const Job &job, int n_features, int64_t row, int field)
+    static DEVICE_MEMBER real field_of(const Job &job, int64_t row, int field, int n_fields)
     {
-        if (field >= n_features)
-            return job.targets[row * job.target_size + field - n_features];
+        const int target = field - (n_fields - (int)job.target_size);
+        if (target >= 0)
+            return job.targets[row * job.target_size + target];
         if (job.weights && job.weights[row] == 0)
             return 0;
         return job.X[row * job.row_stride + field * job.column_stride];
     }
-    static DEVICE_MEMBER void put(const Workplace &w, int n_features, int r, int field, real number)
+    static DEVICE_MEMBER real &place_of(const Workplace &w, int r, int field, int n_fields)
     {
-        real *matrix = field < n_features ? w.activations : w.targets;
-        matrix[(field < n_features ? field : field - n_features) * w.pitch + r] = number;
+        const int target = field - (n_fields - (int)w.job->target_size);
+        return target >= 0 ? w.targets[target * w.pitch + r] : w.activations[field * w.pitch + r];
     }
 };
 
@@ -474,7 +481,7 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
         if (layer.kind == SKBN_DENSE)
             dense_forward(w, layer, y, x);
         else if (layer.kind == SKBN_BATCH_NORM)
-            batch_norm_forward(w, layer, y, x);
+            batch_norm_forward(w, layer, y, x, index);
         else if (layer.kind == SKBN_DROPOUT)
             dropout_apply(w, layer, y, x, index, step);
         else
@@ -499,8 +506,7 @@ DEVICE void train_batch(const Workplace &w, int64_t step, double &loss, double &
         dy = out;
     }
     loss += 0.5 * job.alpha * squares * scale;
-    Update update;
-    update.set(job.optimizer, step);
+    const Update update = w.update;
     const real factor = isfinite(job.optimizer->max_grad_norm) ? (real)clip_norm(w, job.optimizer->max_grad_norm)
                                                                : (real)1;
     real *const second = job.memory + (update.kind == SKBN_ADAM ? job.n_params : 0); /* else nobody looks */
@@ -514,8 +520,8 @@ DEVICE void copy_words(void *to, const void *from, int n_bytes)
         ((int64_t *)to)[k] = ((const int64_t *)from)[k];
 }
 
-extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
-    const Job *jobs, int64_t capacity, int64_t most_layers, int64_t most_saved, int64_t most_params,
+extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
+    const Job *jobs, int64_t most_rows, int64_t most_layers, int64_t most_saved, int64_t most_params,
     int64_t row_size, int64_t widest, int64_t most_targets)
 {
     SHARED_MEMORY(double, room);
@@ -525,18 +531,26 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
     __syncthreads();
     if (threadIdx.x == 0) { /* the sizes are the largest of all jobs; doubles first */
         w.job = &job;
-        w.pitch = (int)capacity | 1;
-        w.saved = room;
+        w.pitch = (int)most_rows | 1;
+        w.decays = room;
+        w.saved = w.decays + most_layers;
         w.weights = w.saved + most_saved;
-        w.layers = (LayerRecord *)(w.weights + (job.weights ? w.pitch : 0));
+        w.order = (int64_t *)(w.weights + w.pitch);
+        w.layers = (LayerRecord *)(w.order + w.pitch);
         w.params = (real *)(w.layers + most_layers);
         w.grads = w.params + most_params;
         w.activations = w.grads + most_params;
         w.deltas[0] = w.activations + row_size * w.pitch;
         w.deltas[1] = w.deltas[0] + widest * w.pitch;
         w.targets = w.deltas[1] + widest * w.pitch;
-        for (int k = 1; k < 3 + job.n_scores; k++)
-            job.sums[k] = 0;
+        w.start = job.position;
+        w.stop = batch_stop(w.start, job.n_rows, job.batch_size, job.min_rows);
+        w.next_stop = batch_stop(w.stop, job.n_rows, job.batch_size, job.min_rows);
+        if (job.is_first)
+            for (int k = 1; k < 3 + job.n_scores; k++)
+                job.sums[k] = 0;
+        w.step = (int64_t)job.sums[0];
+        w.rows_seen = job.sums[2];
     }
     __syncthreads();
     copy_words(w.layers, job.layers, (int)job.n_layers * sizeof(LayerRecord));
@@ -545,61 +559,85 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, 1) train_epoch(
         w.grads[k] = 0; /* pads and biases that are not trained stay so */
     }
     __syncthreads();
-    const int n_features = (int)w.layers[0].n_in, n_fields = Carrier::fields(job, n_features);
-    const bool is_carried = (job.batch_size + job.min_rows - 1) * n_fields <= PREFETCHED * EPOCH_THREADS;
-    int64_t start = job.position, step = (int64_t)job.sums[0];
-    double loss = 0, right = 0, rows_seen = 0;
-    Carrier carrier;
-    if (is_carried && start < job.n_rows && job.n_batches > 0) {
-        const int64_t stop = batch_stop(start, job.n_rows, job.batch_size, job.min_rows);
-        carrier.ask(job, n_fields, start, stop);
-        carrier.load(job, n_features, (int)(stop - start));
-        carrier.store(w, n_features, (int)(stop - start));
-        if (stop < job.n_rows)
-            carrier.ask(job, n_fields, stop, batch_stop(stop, job.n_rows, job.batch_size, job.min_rows));
+    for (int k = threadIdx.x; k < (int)job.n_layers; k += EPOCH_THREADS)
+        if (w.layers[k].kind == SKBN_BATCH_NORM)
+            w.decays[k] = pow(
+                w.layers[k].momentum, job.state[w.layers[k].state + SKBN_N_BATCHES * w.layers[k].out_stride]);
+    if (threadIdx.x == 0) {
+        w.decay_1 = pow(job.optimizer->beta_1, job.sums[0]);
+        w.decay_2 = pow(job.optimizer->beta_2, job.sums[0]);
     }
-    for (int64_t batch = 0; batch < job.n_batches && start < job.n_rows; batch++) {
-        const int64_t stop = batch_stop(start, job.n_rows, job.batch_size, job.min_rows);
-        const int64_t next = stop < job.n_rows ? batch_stop(stop, job.n_rows, job.batch_size, job.min_rows) : stop;
-        double total = (double)(stop - start);
+    __syncthreads();
+    const int n_fields = (int)(w.layers[0].n_in + job.target_size), capacity = (int)(job.batch_size + job.min_rows - 1);
+    const bool is_carried = capacity * n_fields <= PREFETCHED * EPOCH_THREADS && capacity <= EPOCH_THREADS;
+    double *const parts = job.parts + threadIdx.x;
+    double loss = job.is_first ? 0 : parts[0], right = job.is_first ? 0 : parts[EPOCH_THREADS];
+    Carrier carrier;
+    if (is_carried) {
+        const int n_rows = w.next_stop - w.stop;
+        Carrier::fetch(w, n_fields, w.start, (int)(w.stop - w.start));
+        carrier.ask_order(w, w.stop, n_rows);
+        carrier.put_order(w, n_rows);
+        __syncthreads();
+    }
+    for (int64_t batch = 0; batch < job.n_batches && w.start < job.n_rows; batch++) {
+        const int n_rows = (int)(w.stop - w.start), n_next = (int)(w.next_stop - w.stop);
+        const int64_t after = w.next_stop;
+        const int n_after = (int)(batch_stop(after, job.n_rows, job.batch_size, job.min_rows) - after);
+        double total = n_rows;
         if (!is_carried)
-            carrier.fetch(w, n_features, start, stop);
+            Carrier::fetch(w, n_fields, w.start, n_rows);
         if (job.weights) {
             total = 0;
-            for (int r = threadIdx.x; r < (int)(stop - start); r += EPOCH_THREADS) {
-                w.weights[r] = job.weights[job.rows[start + r]];
+            for (int r = threadIdx.x; r < n_rows; r += EPOCH_THREADS) {
+                w.weights[r] = job.weights[job.rows[w.start + r]];
                 total += w.weights[r];
             }
             total = sum_over_block(total);
         }
-        if (threadIdx.x == 0) {
-            w.n_rows = (int)(stop - start);
+        __syncthreads();
+        if (threadIdx.x == EPOCH_THREADS - 1) {
+            w.n_rows = n_rows;
             w.total = total;
+            if (total > 0) {
+                w.decay_1 *= job.optimizer->beta_1;
+                w.decay_2 *= job.optimizer->beta_2;
+                w.update.set(job.optimizer, rate_of_update(job.optimizer, w.step, w.decay_1, w.decay_2));
+            }
         }
         __syncthreads();
-        if (is_carried && next > stop) {
-            carrier.load(job, n_features, (int)(next - stop));
-            if (next < job.n_rows)
-                carrier.ask(job, n_fields, next, batch_stop(next, job.n_rows, job.batch_size, job.min_rows));
+        if (is_carried) {
+            carrier.ask(w, n_fields, n_next);
+            carrier.ask_order(w, after, n_after);
         }
-        if (total > 0) { /* else nothing in it counts */
-            train_batch(w, step, loss, right);
-            step += 1;
-            rows_seen += (double)(stop - start);
-        }
+        if (total > 0) /* else nothing in it counts */
+            train_batch(w, w.step, loss, right);
         __syncthreads(); /* all have read this batch's rows and written their parameters */
-        if (is_carried && next > stop)
-            carrier.store(w, n_features, (int)(next - stop));
-        start = stop;
+        if (is_carried) {
+            carrier.put(w, n_fields, n_next);
+            carrier.put_order(w, n_after);
+        }
+        if (threadIdx.x == 0) {
+            w.start = w.stop;
+            w.stop = after;
+            w.next_stop = after + n_after;
+            if (total > 0) {
+                w.step += 1;
+                w.rows_seen += n_rows;
+            }
+        }
+        __syncthreads();
     }
     for (int64_t k = threadIdx.x; k < job.n_params; k += EPOCH_THREADS)
         job.params[k] = w.params[k];
+    parts[0] = loss;
+    parts[EPOCH_THREADS] = right;
     loss = sum_over_block(loss);
     right = sum_over_block(right);
     if (threadIdx.x == 0) {
-        job.sums[0] = (double)step;
+        job.sums[0] = (double)w.step;
         job.sums[1] = loss;
-        job.sums[2] = rows_seen;
+        job.sums[2] = w.rows_seen;
         if (is_log_loss(job.loss))
             job.sums[3] = right;
     }

@@ -14,7 +14,8 @@ typedef struct {
     real *params;
     real *memory;
     double *state;
-    double *sums;               /* number of updates so far, IN/OUT; loss, rows, scores of this launch */
+    double *sums;               /* IN/OUT number of updates so far; loss, rows and scores of an epoch so far */
+    double *parts;              /* IN/OUT (2, threads): what each thread has added to loss and score of it */
     const real *X;
     const real *targets;
     const double *weights;      /* NULL: ones */
@@ -22,6 +23,7 @@ typedef struct {
     int64_t row_stride, column_stride, target_size;
     int64_t n_layers, n_params, n_virtual;
     int64_t n_rows, position, n_batches;    /* how many rows, where to begin, and with how many mini-batches at most */
+    int64_t is_first;           /* whether sums begin here: no bit of them depends on how launches cut an epoch */
     int64_t batch_size, min_rows;
     int64_t loss, n_scores, key;
     double alpha;

@@ -18,7 +18,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
     real *grads, double *parts, const real *params, const LayerRecord *layers, int64_t n_layers,
     const double *total, double alpha, int64_t n_rows, int64_t n_params)
 {
-    __shared__ double largest_of_warp[8];
     const double sum = weight_of(total, n_rows);
     const real penalty = (real)(sum > 0 ? alpha / sum : 0);
     const int64_t start = blockIdx.x * (int64_t)PARAMS_TILE, stop = smaller(start + PARAMS_TILE, n_params);
@@ -31,20 +30,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
             gradient += penalty * w;
             grads[k] = gradient;
         }
-        const double size = fabs((double)gradient);
-        largest = size > largest || size != size ? size : largest; /* NaN passes */
+        largest = larger(largest, fabs((double)gradient));
     }
-    for (int step = 16; step > 0; step /= 2) {
-        const double other = __shfl_xor_sync(0xffffffffu, largest, step);
-        largest = other > largest || other != other ? other : largest;
-    }
-    if (threadIdx.x % 32 == 0)
-        largest_of_warp[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (int warp = 0; warp < 8; warp++) {
-        const double other = largest_of_warp[warp];
-        largest = other > largest || other != other ? other : largest;
-    }
+    largest = largest_over_block(largest);
     if (largest > 0)
         for (int64_t k = start + threadIdx.x; k < stop; k += blockDim.x) {
             const double share = (double)grads[k] / largest;
@@ -64,10 +52,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) clip_norm(
     double *factor, const double *parts, int64_t n_tiles, double max_norm)
 {
     double largest = 0, squares = 0;
-    for (int64_t k = 0; k < n_tiles; k++) {
-        const double other = parts[k * 3 + 1];
-        largest = other > largest || other != other ? other : largest;
-    }
+    for (int64_t k = threadIdx.x; k < n_tiles; k += blockDim.x)
+        largest = larger(largest, parts[k * 3 + 1]);
+    largest = largest_over_block(largest);
     if (largest > 0)
         for (int64_t k = threadIdx.x; k < n_tiles; k += blockDim.x) {
             const double share = parts[k * 3 + 1] / largest;
@@ -78,15 +65,29 @@ extern "C" __global__ void __launch_bounds__(256, 1) clip_norm(
         factor[0] = norm > max_norm ? max_norm / norm : 1;
 }
 
+/* The rate of the next update: powers take longer than all else that an update does, so one thread takes them. */
+DEVICE double next_rate(const OptimizerRecord *optimizer, int64_t t)
+{
+    return rate_of_update(optimizer, t, pow(optimizer->beta_1, (double)(t + 1)), pow(optimizer->beta_2, (double)(t + 1)));
+}
+
+/* Before the first step. */
+extern "C" __global__ void __launch_bounds__(32, 1) plan_first_rate(
+    double *rate, const OptimizerRecord *optimizer, const int64_t *steps)
+{
+    if (threadIdx.x == 0)
+        rate[0] = next_rate(optimizer, steps[1]);
+}
+
 /* factor NULL: 1. */
 extern "C" __global__ void __launch_bounds__(256, 1) optimizer_update(
-    real *params, real *memory, const real *grads, const OptimizerRecord *optimizer, const int64_t *steps,
+    real *params, real *memory, const real *grads, const OptimizerRecord *optimizer, const double *rate,
     const double *total, const double *factor, int64_t n_params)
 {
     if (total && total[0] == 0)
         return;
     Update update;
-    update.set(optimizer, steps[1]);
+    update.set(optimizer, rate[0]);
     const real scale = factor ? (real)factor[0] : (real)1;
     real unused = 0;
     for (int64_t k = thread_of_grid(); k < n_params; k += threads_of_grid())
@@ -96,9 +97,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) optimizer_update(
 
 /* Add what a batch gave to the sums (loss with penalty times rows, rows, scores), and go on to the next; one block.
  *
- * loss[0] becomes the mean loss of the batch. */
+ * loss[0] becomes the mean loss of the batch, rate[0] the rate of the next update (optimizer NULL: there is none). */
 extern "C" __global__ void __launch_bounds__(256, 1) finish_step(
-    double *sums, double *loss, int64_t *steps, const double *loss_parts, int64_t n_loss_parts, int64_t n_scores,
+    double *sums, double *loss, int64_t *steps, double *rate, const OptimizerRecord *optimizer, const double *loss_parts, int64_t n_loss_parts, int64_t n_scores,
     const double *penalty_parts, int64_t n_tiles, const double *total, double alpha, int64_t n_rows)
 {
     const double weight = weight_of(total, n_rows);
@@ -128,5 +129,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) finish_step(
         steps[0] += n_rows;
         if (weight > 0)
             steps[1] += 1;
+        if (optimizer)
+            rate[0] = next_rate(optimizer, steps[1]);
     }
 }

@@ -25,19 +25,24 @@ DEVICE double scheduled_rate(const OptimizerRecord *optimizer, double t)
     return rate;
 }
 
+/* What the update that comes after t others multiplies with, given beta_1 and beta_2 to the power t + 1. Adam's bias
+ * corrections are in it; epsilon stays outside of them (end of section 2 of the paper). */
+DEVICE double rate_of_update(const OptimizerRecord *optimizer, int64_t t, double decay_1, double decay_2)
+{
+    const double rate = scheduled_rate(optimizer, (double)t);
+    return optimizer->kind == SKBN_ADAM ? rate * sqrt(1 - decay_2) / (1 - decay_1) : rate;
+}
+
 /* All that an update needs, in the type of the network. */
 struct Update {
     int64_t kind, nesterov;
     real rate, momentum, keep_1, rest_1, keep_2, rest_2, epsilon;
 
-    DEVICE_MEMBER void set(const OptimizerRecord *optimizer, int64_t t)
+    DEVICE_MEMBER void set(const OptimizerRecord *optimizer, double rate_)
     {
-        double r = scheduled_rate(optimizer, (double)t);
         kind = optimizer->kind;
         nesterov = optimizer->nesterov;
-        if (kind == SKBN_ADAM) /* bias corrections; epsilon stays outside of them (end of section 2 of the paper) */
-            r *= sqrt(1 - pow(optimizer->beta_2, (double)(t + 1))) / (1 - pow(optimizer->beta_1, (double)(t + 1)));
-        rate = (real)r;
+        rate = (real)rate_;
         momentum = (real)optimizer->momentum;
         keep_1 = (real)optimizer->beta_1;
         rest_1 = (real)(1 - optimizer->beta_1); /* 1 - 0.999 in float would be 5e-5 off */
