@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import issparse
 
-from skbn._devices import on_host, received
+from skbn._devices import on_host
 from skbn.backends import card_number, get_array_functions, get_card
 from skbn.backends.memory import empty_like
 
@@ -28,6 +28,10 @@ class OnProcessor:
     """Operands in NumPy's memory."""
 
     empty_like = staticmethod(empty_like)
+
+    def native(self, x):
+        """Return an array of a result as NumPy's; None stays None."""
+        return x if x is None or isinstance(x, np.ndarray) else on_host(x)
 
     @property
     def functions(self):
@@ -128,6 +132,10 @@ class OnCard:
         """The array functions that compute here."""
         return get_array_functions("cuda")
 
+    def native(self, x):
+        """Return an array of this card as kernels know it; None stays None."""
+        return x if x is None or self.card.is_array(x) else self.card.from_dlpack(x)
+
     def array(self, x, name, dtype=None):
         """Return x, which must lie here, as an array of float32 or float64, itself if it is one."""
         number = card_number(x)
@@ -137,7 +145,7 @@ class OnCard:
                 f"Input arrays use different devices: {name} lies on {place}, x on "
                 f"cuda:{self.number}."
             )
-        x, _ = received(x)
+        x = self.native(x)
         _refuse(x.dtype, name)
         return x.astype(_type_of_numbers(x) if dtype is None else dtype, copy=False)
 
@@ -172,7 +180,7 @@ class OnCard:
                 f"out must be an array on cuda:{self.number}, where x lies, got "
                 f"{type(out).__name__}."
             )
-        out, _ = received(out)
+        out = self.native(out)
         if out.shape != x.shape or out.dtype != x.dtype:
             raise ValueError(
                 f"out must be an aligned array of shape {x.shape} and type {x.dtype}, got shape "
@@ -184,7 +192,7 @@ class OnCard:
         """Return whether two arrays may have memory in common."""
         if card_number(out) != self.number:
             return False
-        first, second = _Addresses(received(out)[0]), _Addresses(x)
+        first, second = _Addresses(self.native(out)), _Addresses(x)
         return np.may_share_memory(np.asarray(first), np.asarray(second), max_work=1)
 
     def address(self, x):

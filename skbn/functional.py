@@ -272,8 +272,8 @@ def batch_norm_backward(dy, saved, *, out=None):
             dy,
             x,
             saved.axis,
-            _flat(saved.gamma),
-            _flat(saved.beta),
+            _flat(operands.native(saved.gamma)),
+            _flat(operands.native(saved.beta)),
             saved.statistics,
             _activation(saved.activation),
             _ratios(saved.sample_weight),
@@ -391,10 +391,7 @@ def _kept(value, name, kept, operands):
 
 
 def _flat(value):
-    """Return a parameter as a vector, in the library that the kernels know."""
-    if value is None:
-        return None
-    return (value if isinstance(value, np.ndarray) else received(value)[0]).reshape(-1)
+    return None if value is None else value.reshape(-1)
 
 
 def _weights(sample_weight, x, axes):

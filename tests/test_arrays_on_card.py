@@ -16,7 +16,7 @@ import pytest
 from cases import each_dtype
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
-from simulated_card import SimulatedArray
+from simulated_array import SimulatedArray
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline

@@ -53,7 +53,7 @@ class OnCard:
         self.card = card
 
     def __getattr__(self, name):
-        from simulated_card import Memory, SimulatedArray
+        from simulated_array import Memory, SimulatedArray
 
         function = getattr(get_array_functions("cuda"), name)
 
@@ -403,8 +403,18 @@ def test_samples_without_weight_are_not_read(layout, ignore_nan, dtype, function
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("n_columns", [16, 30, 512, 1100])
 @pytest.mark.parametrize("repeats", ["a row", "a column", "a number"])
-def test_broadcast(repeats, n_columns, weighted, dtype, functions):
+def test_broadcast(repeats, n_columns, weighted, dtype, compiled):
     """As an input and as a gradient, in memory of their own all the same."""
+    check_broadcast(repeats, n_columns, weighted, dtype, compiled)
+
+
+@each_dtype
+@pytest.mark.parametrize("repeats", ["a row", "a column", "a number"])
+def test_broadcast_on_a_card(repeats, dtype, simulated_card):
+    check_broadcast(repeats, 30, True, dtype, OnCard(simulated_card))
+
+
+def check_broadcast(repeats, n_columns, weighted, dtype, functions):
     case = Case((300, n_columns), (1,), "relu", weighted)
     p = problem(case, dtype)
     cut = {"a row": np.s_[:1], "a column": np.s_[:, :1], "a number": np.s_[:1, :1]}[repeats]

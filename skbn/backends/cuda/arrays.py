@@ -9,7 +9,7 @@ of what is written.
 # SPDX-License-Identifier: BSD-3-Clause
 
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
 from math import prod
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from skbn.backends.cuda import card as cards
 # As in kernels/tiles.cuh.
 GROUPS, LANES = 32, 8
 THREADS = GROUPS * LANES
+AT_ONCE = 1024  # rows of a column that one block goes over
 N_MOMENTS, N_GRADIENTS = 4, 2  # what a chunk leaves for a column
 
 
@@ -33,9 +34,15 @@ def moments(x, axes, weights=None, ignore_nan=False):
 def batch_norm_forward(y, x, axes, gamma, beta, epsilon, activation, weights=None):
     """Normalize with the statistics of x; return mean in two parts, variance and 1/std, (4, n)."""
     data = _Data(x, axes)
-    statistics = _statistics(data, epsilon, weights)[1:]
-    _normalize(y, data, statistics, gamma, beta, activation)
-    return data.result(statistics)
+    if data.tiles.n_chunks > 1 or weights is not None:
+        statistics = _statistics(data, epsilon, weights)
+        _normalize(y, data, statistics[1:], gamma, beta, activation)
+    else:
+        statistics = data.card.empty((5, data.tiles.columns), np.float64)
+        given = *data.vectors(gamma, beta), float(epsilon), int(activation)
+        with data.written(y) as target:
+            data.launch_tiles("forward_at_once", (statistics, target, data.x, *given), 2)
+    return data.result(statistics[1:])
 
 
 def batch_norm_forward_eval(y, x, axes, gamma, beta, mean, low, var, epsilon, activation):
@@ -53,14 +60,19 @@ def batch_norm_backward(dx, dy, x, axes, gamma, beta, statistics, activation, we
     dy = data.packed(dy)
     mean, low, _, inv_std = statistics
     given = data.vectors(mean, low, inv_std, gamma, beta)
-    parts = data.parts(N_GRADIENTS)
-    data.launch_tiles("gradient_sums", (parts, dy, data.x, *given, int(activation)), N_GRADIENTS)
-    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
-    data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
     total, weights = data.weights(weights)
+    sums = data.card.empty((N_GRADIENTS, data.tiles.columns), np.float64)
+    of_rows = *given, *weights, 1 / total, int(activation)
     with data.written(dx) as target:
-        of_rows = *weights, 1 / total, int(activation)
-        data.launch_tiles("input_gradient", (target, dy, data.x, sums, *given, *of_rows))
+        if data.tiles.n_chunks == 1:
+            arguments = sums, target, dy, data.x, *of_rows
+            data.launch_tiles("backward_at_once", arguments, N_GRADIENTS)
+        else:
+            parts = data.parts(N_GRADIENTS)
+            arguments = parts, dy, data.x, *given, int(activation)
+            data.launch_tiles("gradient_sums", arguments, N_GRADIENTS)
+            data.launch("merge_gradients", LANES, (sums, parts, given[2], data.tiles.n_chunks))
+            data.launch_tiles("input_gradient", (target, dy, data.x, sums, *of_rows))
     return data.result(sums)
 
 
@@ -111,12 +123,7 @@ class _Data:
         self.axes, self.shape, self.dtype = axes, x.shape, x.dtype
         if x.dtype not in (np.float32, np.float64) or x.size == 0:
             raise ValueError(f"Expected numbers of float32 or float64, got {x.dtype}, {x.shape}.")
-        self.order = memory_order(x, axes)
-        lengths = [x.shape[axis] for axis in self.order]
-        kept = [k for k, axis in enumerate(self.order) if axis in axes and lengths[k] > 1]
-        columns = prod(lengths[k] for k in kept)
-        inner = prod(lengths[kept[-1] + 1 :] if kept else lengths)
-        self.tiles = tiles_of(x.size // columns, columns, inner, x.dtype.itemsize)
+        self.order, self.tiles = layout(x.shape, x.strides, x.dtype.itemsize, axes)
         self.x = self.packed(x)
 
     def vectors(self, *values):
@@ -145,19 +152,21 @@ class _Data:
     def packed(self, x):
         """Return an array of this shape on the card, in the order of x: as it lies if it can."""
         self._check(x, self.shape, self.dtype)
-        x = x.transpose(self.order)
         if isinstance(x, np.ndarray):
-            return self.card.upload(x)
-        return x if x.flags.c_contiguous else x.copy()
+            return self.card.upload(x.transpose(self.order))
+        return x if self._is_dense(x) else x.transpose(self.order).copy()
+
+    def _is_dense(self, x):
+        return is_dense(x.shape, x.strides, x.dtype.itemsize, self.order)
 
     @contextmanager
     def written(self, out):
         """Give memory for what belongs into ``out``, and take it there in the end."""
         self._check(out, self.shape, self.dtype)
-        view = out.transpose(self.order)
-        if not isinstance(out, np.ndarray) and view.flags.c_contiguous:
-            yield view
+        if not isinstance(out, np.ndarray) and self._is_dense(out):
+            yield out
             return
+        view = out.transpose(self.order)
         target = self.card.empty(view.shape, view.dtype)
         yield target
         view[...] = self.result(target)
@@ -211,45 +220,67 @@ class Tiles(NamedTuple):
         """Number of chunks of the rows."""
         return -(-self.n_rows // self.chunk_rows)
 
+    @classmethod
+    def of(cls, n_rows, columns, inner, itemsize):
+        """Return the tiles of an array of numbers of so many bytes.
 
-@cache
-def tiles_of(n_rows, columns, inner, itemsize):
-    """Return the tiles of an array of numbers of so many bytes.
-
-    Chunks grow with the square root of the rows: there are enough of them to keep a card busy, and
-    few enough to be merged in no time.
-    """
-    chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
-    vector = 16 // itemsize if inner == 1 else 1
-    across = 1
-    while vector > 1 and across < LANES and across * vector < columns:
-        across *= 2
-    return Tiles(n_rows, columns, inner, chunk_rows, across, vector)
+        Few rows are one chunk, and all is done in one launch. Else chunks grow with the square root
+        of the rows: there are enough of them to keep a card busy, and few enough to be merged in no
+        time.
+        """
+        chunk_rows = AT_ONCE
+        if n_rows > AT_ONCE:
+            chunk_rows = 1 << max(7, ((4 * n_rows - 1).bit_length() + 1) // 2)
+        vector = 16 // itemsize if inner == 1 else 1
+        across = 1  # seats for columns; the others are for chunks
+        while across < LANES and across * vector < columns and (vector > 1 or n_rows <= AT_ONCE):
+            across *= 2
+        return cls(n_rows, columns, inner, chunk_rows, across, vector)
 
 
 # How an array lies.
 
 
+@lru_cache(maxsize=1024)
+def layout(shape, strides, itemsize, axes):
+    """Return the order of axes in which kernels read an array, and its tiles.
+
+    It is that of memory if rows and columns are in C order there, and columns in one piece; else
+    rows come first.
+    """
+    axes_of_memory = sorted(range(len(shape)), key=lambda a: (shape[a] > 1, -strides[a]))
+    order = tuple(axes_of_memory)
+    long = [axis for axis in order if shape[axis] > 1]
+    reduced, kept = ([a for a in long if (a in axes) == is_kept] for is_kept in (False, True))
+    pieces = [is_kept for is_kept, _ in groupby(long, lambda axis: axis in axes)]
+    if not (
+        is_dense(shape, strides, itemsize, order)
+        and reduced == sorted(reduced)
+        and kept == sorted(kept)
+        and sum(pieces) <= 1
+    ):
+        order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
+        long = [axis for axis in order if shape[axis] > 1]
+        kept = [axis for axis in long if axis in axes]
+    columns = prod(shape[axis] for axis in kept)
+    behind = long[long.index(kept[-1]) + 1 :] if kept else long
+    inner = prod(shape[axis] for axis in behind)
+    return order, Tiles.of(prod(shape) // columns, columns, inner, itemsize)
+
+
+@lru_cache(maxsize=1024)
+def is_dense(shape, strides, itemsize, order):
+    """Return whether an array is in C order, without gaps, if its axes are in this order."""
+    for axis in reversed(order):
+        if shape[axis] > 1 and strides[axis] != itemsize:
+            return False
+        itemsize *= shape[axis]
+    return True
+
+
 def packed(x, axes):
     """Return x, or a copy without gaps where kernels cannot read it as it lies."""
-    order = memory_order(x, axes)
-    view = x.transpose(order)
-    return x if view.flags.c_contiguous else view.copy().transpose(np.argsort(order).tolist())
-
-
-def memory_order(x, axes):
-    """Return all axes in an order in which kernels can read an array: that of memory if possible.
-
-    Rows and columns must be in C order, and columns in one piece; else rows come first.
-    """
-    reduced = [axis for axis in range(x.ndim) if axis not in axes]
-    order = sorted(range(x.ndim), key=lambda axis: (x.shape[axis] > 1, -x.strides[axis]))
-    long = [axis for axis in order if x.shape[axis] > 1]
-    pieces = [is_kept for is_kept, _ in groupby(long, lambda axis: axis in axes)]
-    in_order = all(
-        part == sorted(part)
-        for part in ([a for a in long if a in axes], [a for a in long if a not in axes])
-    )
-    if in_order and sum(pieces) <= 1 and x.transpose(order).flags.c_contiguous:
-        return order
-    return [*reduced, *axes]
+    order, _ = layout(x.shape, x.strides, x.dtype.itemsize, axes)
+    if is_dense(x.shape, x.strides, x.dtype.itemsize, order):
+        return x
+    return x.transpose(order).copy().transpose(np.argsort(order).tolist())

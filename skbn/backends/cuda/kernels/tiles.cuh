@@ -2,10 +2,10 @@
  *
  * How the threads of a block share out an array, and the order in which they sum: fixed by the number of rows alone.
  *
- * An array is (outer, columns, inner) in C order; its rows are the pairs of outer and inner. Rows are cut into chunks, and
- * the rows of a chunk take turns in GROUPS sums; a thread has one of them for V columns. A block has LANES such seats for
- * each group, on columns side by side or, where columns are few, on several chunks. V = 1: the rows of a column lie side
- * by side, and the lanes of a warp go down them. V > 1: the columns do; a thread takes 16 bytes of a row, and LANES
+ * An array is (outer, columns, inner) in C order; its rows are the pairs of outer and inner. Rows are cut into chunks,
+ * and the rows of a chunk take turns in GROUPS sums; a thread has one of them for V columns. A block has LANES such
+ * seats for each group: on columns, as many as `across` says, times chunks. V = 1: the rows of a column lie side by
+ * side, and the threads of a warp go down them. V > 1: the columns do; a thread takes 16 bytes of a row, and LANES
  * threads a line of the cache, 128 bytes.
  *
  * Groups are added up by halves and chunks in turn, so a column has the same bits alone, among others and in either
@@ -39,13 +39,13 @@ template <int V> struct Seat {
 
     DEVICE_MEMBER Seat(const Shape &given, bool backwards) : shape(given)
     {
-        const int across = (int)shape.across, lane = threadIdx.x % across;
+        const int across = (int)shape.across, together = V == 1 ? 1 : across; /* seats that share a warp */
         const int64_t n_tiles = (shape.columns + across * V - 1) / (across * V);
         const int64_t block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-        group = threadIdx.x / across % GROUPS;
-        seat = threadIdx.x / (across * GROUPS) * across + lane;
+        group = threadIdx.x / together % GROUPS;
+        seat = threadIdx.x / (together * GROUPS) * together + threadIdx.x % together;
         chunk = block / n_tiles * (LANES / across) + seat / across;
-        column = (block % n_tiles * across + lane) * V;
+        column = (block % n_tiles * across + seat % across) * V;
         first = chunk * shape.chunk_rows;
         end = smaller(first + shape.chunk_rows, shape.n_rows);
         n = first < end ? (int)smaller(shape.columns - column, V) : 0;
@@ -121,7 +121,10 @@ template <int V> struct Seat {
     }
 
     /* Where sum k of column v stands in shared memory, (GROUPS, K, LANES, V). */
-    template <int K> DEVICE_MEMBER int sum(int k, int v) const { return ((group * K + k) * LANES + seat) * V + v; }
+    template <int K> DEVICE_MEMBER int sum(int k, int v) const { return group * K * LANES * V + total<K>(k, v); }
+
+    /* The same of the first group, where all of them meet. */
+    template <int K> DEVICE_MEMBER int total(int k, int v) const { return (k * LANES + seat) * V + v; }
 };
 
 /* Add the rows of (GROUPS, n) in shared memory up into the first one, always in the same order. */
