@@ -8,6 +8,7 @@ float.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import ctypes
+import threading
 from functools import cache
 
 import numpy as np
@@ -87,7 +88,7 @@ class Card:
         self.multiprocessors = attributes["MultiProcessorCount"]
         self.shared_memory = attributes["MaxSharedMemoryPerBlockOptin"]
         self._modules, self._kernels = {}, {}
-        self._blas = None
+        self._blas = threading.local()  # a handle has one stream and one workspace
 
     def at(self, number):
         """Return the card of this number."""
@@ -159,9 +160,9 @@ class Card:
 
     def kernel(self, file, name, dtype):
         """Return a kernel of a file, compiled for a type of numbers when it is first wanted."""
-        key = file, name, np.dtype(dtype).name
+        key = file, name, dtype
         if key not in self._kernels:
-            module = self._module(file, key[2])
+            module = self._module(file, np.dtype(dtype).name)
             kernel = module.get_function(name)
             static = kernel.shared_size_bytes
             if self.shared_memory - static > 48 * 1024:
@@ -194,17 +195,20 @@ class Card:
         transposed : (bool, bool)
             Whether a and b are to be transposed.
         """
-        if self._blas is None:
-            self._blas = _Blas(self._cupy)
-        self._blas.multiply(out, a, b, shape, strides, transposed)
+        if not hasattr(self._blas, "handle"):
+            self._blas.handle = _Blas(self._cupy)
+        self._blas.handle.multiply(out, a, b, shape, strides, transposed)
 
     def capture(self, launches):
         """Return what a function queues, as a graph; nothing is done yet."""
         stream = self._cupy.cuda.Stream(non_blocking=True)
         with stream:
             stream.begin_capture()
-            launches()
-            return Graph(stream.end_capture())
+            try:
+                launches()
+            finally:
+                graph = stream.end_capture()
+        return Graph(graph)
 
 
 class _Blas:

@@ -9,6 +9,11 @@ def words(array):
     return array.reshape(-1).view(np.int64 if array.nbytes % 8 == 0 else np.int32)
 
 
+def address(array):
+    """Return where an array of the card's begins; None is nowhere."""
+    return 0 if array is None else array.__cuda_array_interface__["data"][0]
+
+
 def expected(array, dtype, size, name, writable=False):
     """Return a vector that kernels can use, or raise."""
     fits = (
@@ -37,6 +42,11 @@ class CompressedRows:
         self.shape = X.shape
         self.is_wide = int(X.indptr.dtype == np.int64)
         self.data, self.columns, self.starts = map(card.upload, (X.data, X.indices, X.indptr))
+
+    @property
+    def place(self):
+        """Where all of it begins."""
+        return tuple(map(address, (self.data, self.columns, self.starts)))
 
 
 class Data:

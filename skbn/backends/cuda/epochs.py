@@ -12,7 +12,7 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
-from skbn.backends.cuda.data import words
+from skbn.backends.cuda.data import address, words
 from skbn.backends.memory import padded
 from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
 
@@ -72,11 +72,6 @@ def fits(card, network, batch_size, target_size):
     """Return whether a network is small."""
     sizes = Sizes(network, batch_size, target_size).arguments()
     return room(sizes, network.dtype.itemsize) <= card.shared_memory - STATIC_MEMORY
-
-
-def address(array):
-    """Return where an array of the card's begins; None is nowhere."""
-    return 0 if array is None else array.__cuda_array_interface__["data"][0]
 
 
 class Models:

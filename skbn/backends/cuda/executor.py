@@ -19,7 +19,7 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-from skbn.backends.cuda.data import CompressedRows, Data, expected, words
+from skbn.backends.cuda.data import CompressedRows, Data, address, expected, words
 from skbn.backends.records import (
     LAYER_DTYPE,
     OPTIMIZER_DTYPE,
@@ -617,7 +617,9 @@ class CUDAExecutor:
         if n_rows * self.network.n_params > WORK_IN_GRAPH:
             steps(n_steps)
             return
-        kind = (n_rows, max_norm, *map(id, (self.memory, *data)))
+        X, *vectors = data
+        place = X.place if isinstance(X, CompressedRows) else (address(X), *X.strides)
+        kind = (n_rows, max_norm, place, *map(address, (self.memory.vector, *vectors)))
         if kind not in self.have_run:
             steps(1)
             self.have_run.add(kind)

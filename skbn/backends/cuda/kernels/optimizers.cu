@@ -68,7 +68,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) clip_norm(
 /* The rate of the next update: powers take longer than all else that an update does, so one thread takes them. */
 DEVICE double next_rate(const OptimizerRecord *optimizer, int64_t t)
 {
-    return rate_of_update(optimizer, t, pow(optimizer->beta_1, (double)(t + 1)), pow(optimizer->beta_2, (double)(t + 1)));
+    const double n_updates = (double)(t + 1);
+    return rate_of_update(optimizer, t, pow(optimizer->beta_1, n_updates), pow(optimizer->beta_2, n_updates));
 }
 
 /* Before the first step. */
@@ -99,8 +100,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) optimizer_update(
  *
  * loss[0] becomes the mean loss of the batch, rate[0] the rate of the next update (optimizer NULL: there is none). */
 extern "C" __global__ void __launch_bounds__(256, 1) finish_step(
-    double *sums, double *loss, int64_t *steps, double *rate, const OptimizerRecord *optimizer, const double *loss_parts, int64_t n_loss_parts, int64_t n_scores,
-    const double *penalty_parts, int64_t n_tiles, const double *total, double alpha, int64_t n_rows)
+    double *sums, double *loss, int64_t *steps, double *rate, const OptimizerRecord *optimizer,
+    const double *loss_parts, int64_t n_loss_parts, int64_t n_scores, const double *penalty_parts, int64_t n_tiles,
+    const double *total, double alpha, int64_t n_rows)
 {
     const double weight = weight_of(total, n_rows);
     const int64_t size = 2 + n_scores;
