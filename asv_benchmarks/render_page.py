@@ -12,7 +12,17 @@ import json
 import re
 from pathlib import Path
 
-from results import AMOUNTS, FASTER, figure, quartiles, scores, spread, table, three_digits
+from results import (
+    AMOUNTS,
+    FASTER,
+    figure,
+    quartiles,
+    reached,
+    scores,
+    spread,
+    table,
+    three_digits,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "results"
@@ -40,11 +50,6 @@ def targets(results):
 
 def bound(value):
     return "-" if value is None else f"{value:g}"
-
-
-def reached(row):
-    value = figure(row)
-    return "-" if value is None else f"{three_digits(value)} {row['unit']}"
 
 
 def verdict(row):
