@@ -37,12 +37,10 @@ def summary(samples):
 
 def figure(row):
     """The number that is judged, or None where the rival is missing or the measurement failed."""
-    if "ours" not in row and row["unit"] != FASTER:
-        return None
     if row["unit"] in WORST:
-        return row["ours"]["max"]
+        return row["ours"]["max"] if "ours" in row else None
     if row["unit"] in AMOUNTS:
-        return row["ours"]["median"] * AMOUNTS[row["unit"]]
+        return row["ours"]["median"] * AMOUNTS[row["unit"]] if "ours" in row else None
     return row["ratio"]["median"] if "ratio" in row else None
 
 
