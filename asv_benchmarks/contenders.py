@@ -137,12 +137,27 @@ def sklearn_net(problem):
     return {"fit": fit_estimator(MLPClassifier, problem)}
 
 
-def torch_net(problem, with_compile=False, by_loader=False):
+def torch_on_card():
+    """Return torch, which multiplies float32 in float32, or say that it has no card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModuleNotFoundError("torch finds no card", name="torch for CUDA, with a card,")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch
+
+
+def torch_net(problem, with_compile=False, by_loader=False, device="cpu", in_graph=False):
+    """Fits of a torch network; on a card X and y lie there before.
+
+    ``in_graph``: steps that gather their batch and replay what the card does for it, captured once.
+    """
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    X, y = map(torch.from_numpy, problem.data())
+    wait = None if device == "cpu" else torch_on_card().cuda.synchronize
+    X, y = (torch.from_numpy(array).to(device) for array in problem.data())
     n_outputs = int(y.max()) + 1
     if n_outputs == 2:
         y, n_outputs = y[:, None].float(), 1
@@ -162,40 +177,75 @@ def torch_net(problem, with_compile=False, by_loader=False):
     def batches():
         if by_loader:
             return loader
-        order = torch.randperm(len(X))
+        order = torch.randperm(len(X), device=device)
         gathered = (rows.index_select(0, order).split(problem.batch_size) for rows in (X, y))
         return zip(*gathered, strict=True)
 
-    def fit(seed, objective=objective, **implementation):
+    def untrained(seed, **implementation):
         torch.manual_seed(seed)
         widths = [X.shape[1], *problem.hidden]
         layers = []
         for n_in, n_out in itertools.pairwise(widths):
             norm = nn.BatchNorm1d(n_out, eps=BN_EPSILON, momentum=1 - BN_RETAINED)
             layers += [nn.Linear(n_in, n_out), nn.ReLU(), norm]
-        model = nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+        model = nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs)).to(device)
         for dense in model[::3]:
             nn.init.xavier_uniform_(dense.weight)
-        optimizer = make_optimizer(
+        return model, make_optimizer(
             model.parameters(), lr=LEARNING_RATE[problem.solver], **implementation
         )
+
+    def predicting(model):
+        def predict_proba(rows):
+            with torch.inference_mode():
+                return to_proba(model.eval()(torch.from_numpy(rows).to(device))).cpu().numpy()
+
+        return predict_proba
+
+    def fit(seed, objective=objective, **implementation):
+        model, optimizer = untrained(seed, **implementation)
         for _ in range(problem.epochs):
             for x, target in batches():
                 optimizer.zero_grad(set_to_none=True)
                 objective(model, x, target).backward()
                 optimizer.step()
+        return predicting(model)
 
-        def predict_proba(rows):
-            with torch.inference_mode():
-                return to_proba(model.eval()(torch.from_numpy(rows))).numpy()
+    def graph():
+        model, optimizer = untrained(0, fused=True, capturable=True)
+        x, target = X[: problem.batch_size].clone(), y[: problem.batch_size].clone()
 
-        return predict_proba
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            objective(model, x, target).backward()
+            optimizer.step()
 
+        aside = torch.cuda.Stream()
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # what libraries allocate, they allocate now
+                step()
+        torch.cuda.synchronize()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            step()
+
+        def fit_on(seed):
+            for _ in range(problem.epochs):
+                for rows in torch.randperm(len(X), device=device).split(problem.batch_size):
+                    torch.index_select(X, 0, rows, out=x)
+                    torch.index_select(y, 0, rows, out=target)
+                    captured.replay()
+
+        return timed(fit_on, wait)
+
+    if in_graph:
+        return {"fused": graph()}
     implementations = {"fused": {"fused": True}, "foreach": {"foreach": True}}
     if with_compile:
         implementations["torch.compile"] = {"fused": True, "objective": torch.compile(objective)}
     return {
-        name: timed(functools.partial(fit, **options)) for name, options in implementations.items()
+        name: timed(functools.partial(fit, **options), wait)
+        for name, options in implementations.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md, and its figures, from what docs/results keeps.
+"""Write the tables of docs/benchmarks.md and docs/gpu.md, and figures, from docs/results.
 
     python asv_benchmarks/render_page.py
 
@@ -12,10 +12,22 @@ import json
 import re
 from pathlib import Path
 
-from results import AMOUNTS, FASTER, figure, quartiles, scores, spread, table, three_digits
+from measure_gpu import TARGETS as GPU_TARGETS
+from results import (
+    AMOUNTS,
+    FASTER,
+    WORST,
+    figure,
+    quartiles,
+    reached,
+    scores,
+    spread,
+    table,
+    three_digits,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "results"
+PAGE, GPU_PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "gpu.md", DOCS / "results"
 NAMES = ("rivals", "threads", "memory", "arrays")
 
 
@@ -23,6 +35,12 @@ def load():
     """What was measured, by script."""
     paths = {name: RESULTS / f"{name}.json" for name in NAMES}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+
+
+def load_gpu():
+    """What was measured on a card; nothing if none was at hand."""
+    path = RESULTS / "gpu.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
 
 
 def is_target(row):
@@ -40,11 +58,6 @@ def targets(results):
 
 def bound(value):
     return "-" if value is None else f"{value:g}"
-
-
-def reached(row):
-    value = figure(row)
-    return "-" if value is None else f"{three_digits(value)} {row['unit']}"
 
 
 def verdict(row):
@@ -127,11 +140,65 @@ def machines(results):
     return "\n".join(lines)
 
 
+NOT_MEASURED = "not yet measured on a card"
+
+
+def on_a_card(results):
+    """Every target of the GPU with its bounds, and what is reached where it was measured."""
+    measured = {(row["id"], row["what"]): row for row in results["rows"]}
+    lines = [["id", "what: against what", "floor", "must", "aim", "reached", "met", "ours, ms"]]
+    for target in GPU_TARGETS:
+        row = measured.get((target.id, target.what))
+        bounds = [target.floor or "-", *(bound_with_unit(target, key) for key in ("must", "aim"))]
+        found = [NOT_MEASURED, "-", "-"]
+        if row is not None:
+            time = "-" if row["unit"] in WORST else spread(row, "ours")
+            found = [reached(row), verdict(row), time]
+        lines.append([target.id, target.what, *bounds, *found])
+    return table(lines, markdown=True)
+
+
+def bound_with_unit(target, key):
+    value = getattr(target, key)
+    return "-" if value is None else f"{value:g} {target.unit}"
+
+
+def cards(results):
+    """What the figures were taken on."""
+    lines = []
+    for index, about in enumerate(results.get("machines", [])):
+        ids = dict.fromkeys(row["id"] for row in results["rows"] if row["machine"] == index)
+        clocks = [row["clocks"] for row in results["rows"] if row["machine"] == index]
+        sm, memory = (" to ".join(extremes(clocks, key)) for key in ("clocks.sm", "clocks.mem"))
+        lines.append(
+            f"- {', '.join(ids)}: {about['card']}, driver {about['driver']}, CUDA {about['cuda']}, "
+            f"clocks {sm}, of the memory {memory}; {about['processor']}, {about['cores']} cores; "
+            f"Python {about['python']}, {about['packages']}."
+        )
+    return "\n".join(lines) or "No figures yet."
+
+
+def extremes(clocks, key):
+    """The lowest and the highest of some clocks, one if they are the same."""
+    found = sorted({clock[key] for clock in clocks}, key=lambda text: (len(text), text))
+    return dict.fromkeys((found[0], found[-1]))
+
+
+def render_gpu(text, results):
+    """The page of the GPU with its table written anew."""
+    return filled(text, {"targets": on_a_card(results), "cards": cards(results)})
+
+
 def render(text, results):
     """The page with its tables written anew."""
     blocks = {"overview": overview(results), "shortfalls": shortfalls(results)}
     blocks |= {name: details(name, results) for name in NAMES}
     blocks["machines"] = machines(results)
+    return filled(text, blocks)
+
+
+def filled(text, blocks):
+    """The page with these blocks between their marks."""
     for name, block in blocks.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
         text, n = re.subn(pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
@@ -300,6 +367,8 @@ def draw_memory(plt, rows):
 def main():
     results = load()
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    page = render_gpu(GPU_PAGE.read_text(encoding="utf-8"), load_gpu())
+    GPU_PAGE.write_text(page, encoding="utf-8")
     import matplotlib
 
     matplotlib.use("Agg")

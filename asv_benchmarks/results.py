@@ -3,7 +3,7 @@
 A row is a dictionary: ``id``, ``what``, ``unit``, ``must``, ``aim`` and ``floor`` of the target,
 quantiles and samples of ``ours`` and of the ``rival``, their ``ratio`` turn by turn, and which
 bound is ``met``. In the unit "x" the ratio is rival / ours and more is better; in the others less
-is: ours / rival, or an amount of our own.
+is: ours / rival, or an amount of our own. A row that could not be measured has ``failed`` instead.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -14,6 +14,7 @@ import operator
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_info
 
 FASTER = "x"
 AMOUNTS = {"ms": 1e3, "MB": 1e-6}  # units of what is judged without a rival, from seconds or bytes
+WORST = ("difference", "other numbers")  # units of what is judged by the largest sample
 
 
 # ---------------------------------------------------------------------------------------- figures
@@ -34,14 +36,18 @@ def summary(samples):
 
 
 def figure(row):
-    """The number that is judged, or None where the rival is missing."""
+    """The number that is judged, or None where the rival is missing or the measurement failed."""
+    if row["unit"] in WORST:
+        return row["ours"]["max"] if "ours" in row else None
     if row["unit"] in AMOUNTS:
-        return row["ours"]["median"] * AMOUNTS[row["unit"]]
+        return row["ours"]["median"] * AMOUNTS[row["unit"]] if "ours" in row else None
     return row["ratio"]["median"] if "ratio" in row else None
 
 
 def verdict(row):
     """Which of the two bounds is met: "aim", "must" or "no"; "-" if there is none."""
+    if "failed" in row:
+        return "failed"
     value, must, aim = figure(row), row["must"], row["aim"]
     if value is None:
         return f"{row['missing']} not installed"
@@ -60,6 +66,12 @@ def three_digits(value):
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
+def reached(row):
+    """The number that is judged, with its unit."""
+    value = figure(row)
+    return "-" if value is None else f"{three_digits(value)} {row['unit']}"
+
+
 def amount(row, key):
     """One of the row's bounds with its unit."""
     return "-" if row[key] is None else f"{row[key]:g} {row['unit']}"
@@ -69,7 +81,7 @@ def spread(row, who):
     """Median, minimum and maximum of a side's times (or bytes)."""
     if who not in row:
         return "-"
-    scale = AMOUNTS["MB" if row["unit"] == "MB" else "ms"]
+    scale = 1 if row["unit"] in WORST else AMOUNTS["MB" if row["unit"] == "MB" else "ms"]
     low, middle, high = (three_digits(row[who][key] * scale) for key in ("min", "median", "max"))
     return middle if low == high else f"{middle} [{low} .. {high}]"
 
@@ -133,7 +145,8 @@ def machine(packages):
         try:
             found.append(f"{distribution} {importlib.metadata.version(distribution)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{distribution} not installed")
+            in_place = getattr(sys.modules.get(distribution), "__version__", "not installed")
+            found.append(f"{distribution} {in_place}")
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -181,8 +194,11 @@ def merged(path, about, rows, order):
     return {"machines": [machines[i] for i in used], "rows": every}
 
 
-def arguments(description, ids):
-    """Parse the command line that every script has; ``ids`` are the names of its rows."""
+def arguments(description, ids, **flags):
+    """Parse the command line that every script has; ``ids`` are the names of its rows.
+
+    ``flags`` are a script's own, each with its help.
+    """
     known = list(dict.fromkeys(ids))
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("ids", nargs="*", metavar="ID", help=f"all of {' '.join(known)} if none")
@@ -195,6 +211,8 @@ def arguments(description, ids):
         help="write every sample there; what it says of other targets stays",
     )
     parser.add_argument("--torch-compile", action="store_true", help="note torch.compile's time")
+    for name, meaning in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     args = parser.parse_args()
     if unknown := set(args.ids) - set(known):
         parser.error(f"unknown target: {', '.join(sorted(unknown))}")

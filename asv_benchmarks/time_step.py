@@ -24,17 +24,22 @@ N_ROWS, BATCH_SIZE, N_EPOCHS = 500, 32, 400
 N_STEPS = -(-N_ROWS // BATCH_SIZE)
 
 
-def microseconds_a_step(level, dtype, hidden, placements, solver):
-    """Train for many epochs; the best epoch's time, a step."""
+def untrained(widths, placements, solver, dtype, learning_rate=0.001, seed=0):
+    """A network of these widths with its first weights, and its optimizer."""
+    n_features, *hidden, n_outputs = widths
     layers = multilayer_perceptron(
-        2, hidden, 1, activation="relu", placements=placements, bn_options={}, dropout=0.0
+        *(n_features, hidden, n_outputs),
+        activation="relu",
+        placements=placements,
+        bn_options={},
+        dropout=0.0,
     )
     network = Network(layers, dtype)
-    initialize_weights(network, "auto", "relu", np.random.RandomState(0))
+    initialize_weights(network, "auto", "relu", np.random.RandomState(seed))
     optimizer = Optimizer(
         network,
         solver=solver,
-        learning_rate_init=0.001,
+        learning_rate_init=learning_rate,
         schedule="constant",
         power_t=0.5,
         momentum=0.9,
@@ -43,6 +48,12 @@ def microseconds_a_step(level, dtype, hidden, placements, solver):
         beta_2=0.999,
         epsilon=1e-8,
     )
+    return network, optimizer
+
+
+def microseconds_a_step(level, dtype, hidden, placements, solver):
+    """Train for many epochs; the best epoch's time, a step."""
+    network, optimizer = untrained((2, *hidden, 1), placements, solver, dtype)
     X, y = make_circles(N_ROWS, noise=0.1, random_state=1)
     X, y, rows = X.astype(dtype), y.astype(dtype), np.arange(N_ROWS, dtype=np.intp)
     seconds, sums = [], np.zeros(3)

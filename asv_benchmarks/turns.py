@@ -35,14 +35,21 @@ BEST = tuple(sorted({*ONE, *ALL}))  # each is tried
 # ------------------------------------------------------------------------------- turns, and rows
 
 
-def timed(work):
-    """Make a turn out of ``work(seed) -> result``: its mean seconds and its last result."""
+def timed(work, wait=None):
+    """Make a turn out of ``work(seed) -> result``: its mean seconds and its last result.
+
+    Where work is only queued, ``wait`` returns when all of it is done.
+    """
 
     def turn(seed, number):
         gc.collect()  # so that neither side pays for what the other left behind
+        if wait:
+            wait()
         start = time.perf_counter()
         for _ in range(number):
             result = work(seed)
+        if wait:
+            wait()
         return (time.perf_counter() - start) / number, result
 
     return turn
@@ -99,7 +106,7 @@ def compare(target, contenders, repeats, scores, aside=()):
     seconds, found = defaultdict(list), defaultdict(list)
     for who, mean_seconds, result in turns(sides, repeats):
         seconds[who].append(mean_seconds)
-        for name, score in scores.items() if result else ():
+        for name, score in scores.items() if scores and result else ():
             found[who, name].append(score(result))
     for who in ("ours", "rival"):
         if who in sides:

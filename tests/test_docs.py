@@ -5,8 +5,10 @@ A link in these pages may name, as its title, the tests that show what is claime
 # SPDX-License-Identifier: BSD-3-Clause
 
 import re
+import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import sklearn
@@ -61,10 +63,24 @@ def anchors(path):
 WITH_CODE = [path for path in PAGES if "```python" in path.read_text(encoding="utf-8")]
 
 
+@pytest.fixture
+def stand_in_for_cupy(request, monkeypatch):
+    """A function that puts a simulated card in CuPy's place, as far as pages use it."""
+
+    def put():
+        card, cupy = request.getfixturevalue("simulated_card"), ModuleType("cupy")
+        cupy.asarray = card.upload
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+    return put
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("path", WITH_CODE, ids=relative)
-def test_python_code_runs(path, tmp_path, monkeypatch):
+def test_python_code_runs(path, tmp_path, monkeypatch, stand_in_for_cupy):
     text = path.read_text(encoding="utf-8")
+    if "\nimport cupy" in "".join(python_blocks(text)):
+        stand_in_for_cupy()
     blocks = list(python_blocks(text))
     assert len(blocks) == text.count("```python")
     monkeypatch.chdir(tmp_path)  # pages write files

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md shows what docs/results keeps, for every target that is timed on a CPU."""
+"""docs/benchmarks.md and docs/gpu.md show what docs/results keeps, for every target."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 import importlib
@@ -17,8 +17,8 @@ if not (ROOT / "docs" / "results").is_dir() or not SCRIPTS.is_dir():
     )
 
 sys.path.insert(0, str(SCRIPTS))  # they import each other
-names = ("measure_targets", "render_page", "results")
-measure_targets, render_page, figures = map(importlib.import_module, names)
+names = ("measure_targets", "measure_gpu", "render_page", "results")
+measure_targets, measure_gpu, render_page, figures = map(importlib.import_module, names)
 sys.path.remove(str(SCRIPTS))
 
 RESULTS = render_page.load()
@@ -63,6 +63,53 @@ def test_a_changed_result_shows():
 def test_a_page_without_its_marks_is_an_error(text):
     with pytest.raises(ValueError, match="places for 'overview'"):
         render_page.render(text, RESULTS)
+
+
+def test_the_page_of_the_gpu_is_what_rendering_gives():
+    text = render_page.GPU_PAGE.read_text(encoding="utf-8")
+    assert render_page.render_gpu(text, render_page.load_gpu()) == text
+
+
+def test_every_target_of_the_gpu_has_a_row_and_says_what_is_not_measured():
+    lines = render_page.on_a_card({"rows": []}).splitlines()[2:]
+    assert len(lines) == len(measure_gpu.TARGETS)
+    assert {line.split()[1] for line in lines} == {f"G{i}" for i in range(1, 10)}
+    assert all(render_page.NOT_MEASURED in line for line in lines)
+
+
+def test_what_a_card_has_shown_stands_in_its_row():
+    targets = {target.id: target for target in measure_gpu.TARGETS}
+    keys = ("id", "what", "unit", "must", "aim", "floor")
+    clocks = {"clocks.sm": "345 MHz", "clocks.mem": "1593 MHz"}
+    start = {
+        id: {key: getattr(target, key) for key in keys} | {"machine": 0, "clocks": clocks}
+        for id, target in targets.items()
+    }
+    seconds, worst = figures.summary([0.007, 0.009, 0.011]), figures.summary([1e-7, 3e-6])
+    rows = [
+        start["G4"] | {"ours": seconds, "ratio": figures.summary([1.7])},
+        start["G7"] | {"ours": seconds, "clocks": clocks | {"clocks.sm": "1980 MHz"}},
+        start["G9"] | {"ours": worst},
+    ]
+    rows = [found | {"met": figures.verdict(found)} for found in rows]
+    rows.append(start["G3"] | {"failed": "RuntimeError: no", "met": "failed"})
+    about = dict.fromkeys(("driver", "cuda", "processor", "cores", "python", "packages"), "-")
+    results = {"machines": [about | {"card": "a card"}], "rows": rows}
+    lines = {
+        line.split("|")[2].strip(): line for line in render_page.on_a_card(results).splitlines()
+    }
+    for id, shown in {
+        "G4": "1.7 x | aim | 9 [7 .. 11]",
+        "G7": "9 ms | must | 9 [7 .. 11]",
+        "G9": "3e-06 difference | must | -",
+        "G3": "- | failed | -",
+        "G8": f"{render_page.NOT_MEASURED} | - | -",
+    }.items():
+        assert shown in " | ".join(map(str.strip, lines[targets[id].what].split("|")))
+    found = render_page.cards(results)
+    assert found.startswith(
+        "- G4, G7, G9, G3: a card, driver -, CUDA -, clocks 345 MHz to 1980 MHz"
+    )
 
 
 def row(id, median, **more):
