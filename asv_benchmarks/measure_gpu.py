@@ -76,6 +76,7 @@ from skbn._training import Optimizers
 from skbn.backends import get_executor, get_models
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
+from skbn.backends.cuda.arrays import AT_ONCE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "gpu.json"
@@ -767,7 +768,8 @@ def exercise(card):
 def exercise_arrays(card, dtype):
     rng = np.random.default_rng(0)
     # Columns side by side and not, rows that go at once and in chunks.
-    for shape, axis in [((50, 12), -1), ((300, 12), -1), ((10, 3, 5), 1), ((100, 3, 5), 1)]:
+    few, many = AT_ONCE // 10, AT_ONCE + 1
+    for shape, axis in [((few, 12), -1), ((many, 12), -1), ((few, 3, 5), 1), ((many, 3, 5), 1)]:
         weights = rng.uniform(0, 2, shape[0])
         x = card.upload(rng.normal(size=shape).astype(dtype))
         for given in ({}, {"sample_weight": weights}):
