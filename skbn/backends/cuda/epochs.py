@@ -117,6 +117,8 @@ class Models:
         self.jobs["n_scores"] = self.n_scores
         self.arguments = np.array([size.arguments() for size in self.sizes])
         self.memories = self.memory_sizes = self.data = self.rows = None
+        self.jobs_there = self.jobs_known = None
+        self.has_read_all = False
         self.is_ahead = False
         # One mini-batch until it is measured: the first call compiles the kernel.
         self.seconds_per_batch = SECONDS_PER_CALL
@@ -198,7 +200,8 @@ class Models:
 
     def fetch(self, which):
         """Bring these models' networks and optimizers up to date."""
-        self.card.read(self.there, self.known)
+        if not self.has_read_all:
+            self.read(slice(None))
         for m in which:
             for role, vector in self.host(m, self.networks[m]):
                 vector[:] = self.views[role][m]
@@ -247,25 +250,40 @@ class Models:
         self.begun[which[is_first]] = sums[which[is_first]]
         jobs = self.jobs[which]
         jobs["position"], jobs["is_first"] = positions, is_first
-        n_batches = max(1, int(SECONDS_PER_CALL / self.seconds_per_batch))
+        left = int((-(-(jobs["n_rows"] - positions) // jobs["batch_size"])).max())
+        n_batches = min(left, max(1, int(SECONDS_PER_CALL / self.seconds_per_batch)))
         jobs["n_batches"] = n_batches
         sizes = self.arguments[which].max(axis=0)
         kernel = self.card.kernel("epochs", "train_epoch", self.dtype)
         self.card.launch(
             *(kernel, (len(jobs),), (THREADS,)),
-            (self.card.upload(words(jobs)), *map(int, sizes)),
+            (self.put_jobs(words(jobs)), *map(int, sizes)),
             shared=int(room(sizes, self.dtype.itemsize)),
         )
         self.jobs["is_new"][which] = 0
         positions = self.positions_after(jobs, n_batches)
         self.expected[which] = np.where(positions < jobs["n_rows"], positions, -1)
-        self.card.read(self.there[self.control], self.known[self.control])
+        self.read(self.control if len(self.networks) > 1 else slice(None))
         sums[which] = self.begun[which] + self.sums[which, 1:]
         records["t"][which] = self.sums[which, 0]
         seconds = perf_counter() - began
         done = np.max((positions - jobs["position"]) / jobs["batch_size"])
         self.seconds_per_batch = seconds / max(1.0, done)
         return positions
+
+    def put_jobs(self, jobs):
+        """Return the jobs on the card; from epoch to epoch they seldom change."""
+        if self.jobs_known is None or not np.array_equal(self.jobs_known, jobs):
+            if self.jobs_there is None:
+                self.jobs_there = self.card.empty(self.jobs.size * (JOB.itemsize // 8), np.int64)
+            self.card.write(self.jobs_there[: jobs.size], jobs)
+            self.jobs_known = jobs
+        return self.jobs_there
+
+    def read(self, part):
+        """Read some of what launches change: of a single model all, since a copy takes its time."""
+        self.card.read(self.there[part], self.known[part])
+        self.has_read_all = part != self.control
 
     @staticmethod
     def positions_after(jobs, n_batches):

@@ -152,7 +152,11 @@ class CUDAExecutor:
         self.buffers = None
         self.order = None
         self.graphs, self.have_run = {}, set()
-        self.small = None  # what trains a network that fits into one block
+        # What trains a network that fits into one block, and what it was given.
+        self.is_small = loss_kind is not None and epochs.fits(
+            self.card, network, batch_size, self.target_size
+        )
+        self.small, self.bound = None, (None,) * 5
         self.data = Data(self.card, self.dtype, network.n_features, self.target_size)
         self.is_ahead = False  # whether the card has trained further than the host knows
         # One step until it is measured: the first call compiles kernels.
@@ -479,19 +483,18 @@ class CUDAExecutor:
             *(self.n_tiles, total, self.alpha, n_rows),
         )
 
-    def put(self, X, targets, weights, rows):
-        """Return all that a batch is taken from, on the card."""
-        expected(rows, np.intp, len(rows), "rows")
+    def put(self, X, targets, weights):
+        """Return all that batches are taken from, on the card."""
         n_all, data = X.shape[0], self.data
         return (
             data.rows_of(X),
             data.targets_of(targets, n_all),
             data.weights_of(weights, n_all),
-            self.put_rows(rows),
         )
 
     def put_rows(self, rows):
         """Return the order of rows on the card, where that of the last call was if it can be."""
+        expected(rows, np.intp, len(rows), "rows")
         if self.order is None or self.order.size < len(rows):
             self.order = self.card.empty(len(rows), np.int64)
         self.card.write(self.order[: len(rows)], rows)
@@ -519,7 +522,7 @@ class CUDAExecutor:
         if n_rows > self.capacity:
             raise ValueError(f"{n_rows} rows do not fit buffers for {self.capacity}.")
         expected(grads, self.dtype, n_params, "grads", writable=True)
-        data = self.put(X, targets, weights, rows)
+        data = (*self.put(X, targets, weights), self.put_rows(rows))
         self.allocate()
         self.push()
         self.card.write(self.buffers["steps"], np.array([0, step]))
@@ -544,13 +547,9 @@ class CUDAExecutor:
         n_vectors = 2 if optimizer["kind"][0] == OptimizerKind.ADAM else 1
         expected(memory, self.dtype, n_vectors * self.network.n_params, "memory", writable=True)
         expected(sums, np.float64, 2 + self.n_scores, "sums", writable=True)
-        data = self.put(X, targets, weights, rows)
-        if epochs.fits(self.card, self.network, self.batch_size, self.target_size) and not (
-            isinstance(data[0], CompressedRows)
-        ):
-            start = self.train_small(data, rows, start, optimizer, memory, sums)
-        else:
-            start = self.train_steps(data, len(rows), start, optimizer, memory, sums)
+        expected(rows, np.intp, len(rows), "rows")
+        train = self.train_small if self.is_small and not hasattr(X, "indptr") else self.train_steps
+        start = train(self.put(X, targets, weights), rows, start, optimizer, memory, sums)
         if start == len(rows):
             self.fetch()
         return start
@@ -566,15 +565,20 @@ class CUDAExecutor:
                 dropout_keys=[self.dropout_key],
                 card=self.card,
             )
-        X, targets, weights, _ = data
-        self.small.bind(X, targets, [weights], [rows])
+        bound = *data, rows, memory
+        if any(new is not old for new, old in zip(bound, self.bound, strict=True)):
+            X, targets, weights = data
+            self.small.bind(X, targets, [weights], [rows])
+            self.bound, self.memories = bound, [memory]
         self.small.put_orders()
         self.is_ahead = True
         which, start = np.zeros(1, np.intp), np.array([start])
-        return int(self.small.advance(which, optimizer, [memory], start, sums[np.newaxis])[0])
+        positions = self.small.advance(which, optimizer, self.memories, start, sums[np.newaxis])
+        return int(positions[0])
 
-    def train_steps(self, data, n_rows, start, optimizer, memory, sums):
+    def train_steps(self, data, rows, start, optimizer, memory, sums):
         """Train by launches, step by step."""
+        data, n_rows = (*data, self.put_rows(rows)), len(rows)
         self.allocate()
         if self.memory is None or self.memory.vector.size < memory.size:
             self.memory = Twin(self.card, memory.size, self.dtype)
@@ -699,7 +703,7 @@ class CUDAExecutor:
         """Return the sum of the losses, without penalty, the weight of all rows, and the scores."""
         self.check_loss()
         n_rows = len(rows)
-        X, targets, weights, rows = self.put(X, targets, weights, rows)
+        (X, targets, weights), rows = self.put(X, targets, weights), self.put_rows(rows)
         if not self.is_ahead:
             self.push()
         size = 2 + self.n_scores
