@@ -8,11 +8,11 @@
     compute-sanitizer --tool memcheck python asv_benchmarks/measure_gpu.py --sanitize
     compute-sanitizer --tool racecheck python asv_benchmarks/measure_gpu.py --sanitize
 
-It needs skbn (built in place will do), CuPy, and for the rivals torch built for CUDA. Sides take
-turns as in turns.py, and everything is float32 without TF32. A target is judged for its values
-first, on inputs drawn anew in every run: against the CPU's executor, or NumPy in float64. What is
-wrong is not timed. What fails is printed and kept as failed, the other targets go on, and the exit
-code is 1.
+It needs skbn (built in place will do, with PYTHONPATH=.), CuPy, and for the rivals torch for CUDA.
+Sides take turns as in turns.py, and everything is float32 without TF32. A target is judged for its
+values first, on inputs drawn anew in every run: against the CPU's executor, or NumPy in float64.
+What is wrong is not timed. What fails is printed and kept as failed, the other targets go on, and
+the exit code is 1.
 
 Data lie on the card before the clock starts, on both sides, and the clock stops when the card is
 done. Arrays of 2 GB are taken in turn from several copies, so no cache helps (40 GB on the card
@@ -76,6 +76,7 @@ from skbn._training import Optimizers
 from skbn.backends import get_executor, get_models
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
+from skbn.backends.cuda.arrays import AT_ONCE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "gpu.json"
@@ -766,8 +767,10 @@ def exercise(card):
 
 def exercise_arrays(card, dtype):
     rng = np.random.default_rng(0)
-    weights = rng.uniform(0, 2, 300)
-    for shape, axis in [((300, 12), -1), ((300, 3, 5), 1)]:
+    # Columns side by side and not, rows that go at once and in chunks.
+    few, many = AT_ONCE // 10, AT_ONCE + 1
+    for shape, axis in [((few, 12), -1), ((many, 12), -1), ((few, 3, 5), 1), ((many, 3, 5), 1)]:
+        weights = rng.uniform(0, 2, shape[0])
         x = card.upload(rng.normal(size=shape).astype(dtype))
         for given in ({}, {"sample_weight": weights}):
             y, saved = functional.batch_norm(x, axis=axis, activation="relu", **given)
@@ -858,7 +861,8 @@ def main():
         warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter ends every fit here
         if args.sanitize:
             sys.exit(sanitize(card))
-        sys.exit(run(args, Lab(card, sizes, np.random.SeedSequence().entropy % 2**31)))
+        seed = 0 if args.simulate else np.random.SeedSequence().entropy % 2**31
+        sys.exit(run(args, Lab(card, sizes, seed)))
 
 
 def sanitize(card):
