@@ -10,6 +10,9 @@
 #ifndef SKBN_SHIM_H
 #define SKBN_SHIM_H
 
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
 #include "threads.h"
 
 #include <type_traits>
@@ -66,6 +69,20 @@ struct Call {
 
 template <class... A> void call(void (*kernel)(A...), void **values) { Call{kernel, *static_cast<A *>(*values++)...}; }
 
+/* CuPy compiles with -ftz=true: float's denormals are zeros on the way in and out. Here double's are too, meanwhile. */
+class FlushedDenormals {
+#ifdef __SSE2__
+    const unsigned before = _mm_getcsr();
+
+public:
+    explicit FlushedDenormals(bool wanted) { _mm_setcsr(before | (wanted ? 0x8040u : 0u)); }
+    ~FlushedDenormals() { _mm_setcsr(before); }
+#else
+public:
+    explicit FlushedDenormals(bool) {}
+#endif
+};
+
 } // namespace shim
 
 /* For every kernel, and for the file. */
@@ -73,6 +90,7 @@ template <class... A> void call(void (*kernel)(A...), void **values) { Call{kern
 #define SHIM_KERNEL(name, bounds) \
     SHIM_EXPORT const char *launch_##name(const unsigned *g, size_t shared, void **values, uint64_t seed) \
     { \
+        const shim::FlushedDenormals flushed(sizeof(real) == sizeof(float)); \
         return shim::launch([](void **v) { shim::call(name, v); }, g, shared, values, seed); \
     } \
     SHIM_EXPORT const char *arguments_##name() { return shim::described(name); } \
@@ -151,6 +169,8 @@ SHIM_MATH(tanh, SHIM_1, x) SHIM_MATH(sin, SHIM_1, x) SHIM_MATH(cos, SHIM_1, x) S
 SHIM_MATH(erfc, SHIM_1, x) SHIM_MATH(fabs, SHIM_1, x) SHIM_MATH(floor, SHIM_1, x) SHIM_MATH(ceil, SHIM_1, x)
 SHIM_MATH(rint, SHIM_1, x) SHIM_MATH(trunc, SHIM_1, x) SHIM_MATH(pow, SHIM_2, x, y) SHIM_MATH(fmin, SHIM_2, x, y)
 SHIM_MATH(fmax, SHIM_2, x, y) SHIM_MATH(copysign, SHIM_2, x, y) SHIM_MATH(fma, SHIM_3, x, y, z)
+inline double normcdf(double x) { return (double)(0.5L * __builtin_erfcl(-0.70710678118654752440L * x)); }
+inline float normcdff(float x) { return (float)normcdf((double)x); }
 template <class T> T rsqrt(T x) { return 1 / sqrt(x); }
 template <class T> T cospi(T x) { return cos((T)3.14159265358979323846 * x); }
 template <class T> bool isnan(T x) { return __builtin_isnan(x); }

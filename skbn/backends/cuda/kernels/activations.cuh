@@ -45,7 +45,16 @@ DEVICE real in_range(real x) { return x > 1000 ? (real)1000 : x < -1000 ? (real)
 DEVICE real not_below_range(real x) { return x < -1000 ? (real)-1000 : x; }
 
 /* Phi, the distribution function of the standard normal distribution. */
-DEVICE real normal_distribution(real x) { return (real)0.5 * erfc(x * (real)-0.70710678118654752440); }
+DEVICE float normal_distribution(float x) { return normcdff(x); }
+DEVICE double normal_distribution(double x) { return normcdf(x); }
+
+/* exp(-x**2 / 2): the square of what is near x is exact, or the tail would lose the digits that x**2 rounds off. */
+DEVICE real gaussian(real x)
+{
+    const real scale = sizeof(real) == sizeof(float) ? (real)128 : (real)1048576;
+    const real near = rint(x * scale) / scale;
+    return exp((real)-0.5 * near * near) * exp((real)-0.5 * (x - near) * (x + near));
+}
 
 DEVICE real elementwise_forward(int64_t kind, real x)
 {
@@ -76,7 +85,7 @@ DEVICE real elementwise_slope(int64_t kind, real x)
     case SKBN_SELU:
         return x > 0 ? (real)SKBN_SELU_SCALE : exp(x) * (real)SKBN_SELU_SCALE_ALPHA;
     case SKBN_GELU:
-        return normal_distribution(x) + x * exp((real)-0.5 * x * x) * (real)0.39894228040143267794;
+        return normal_distribution(x) + x * gaussian(x) * (real)0.39894228040143267794;
     case SKBN_SILU:
         return logistic(x) * (1 + x * logistic(-x));
     default: /* SKBN_SOFTPLUS */

@@ -6,7 +6,7 @@
  * Matrices stand on their side: unit u of row r is at [u * pitch + r], pitch odd, so neither threads that take
  * neighbouring rows nor those that take neighbouring units meet in a bank. Products are taken by threads of one row (or
  * unit) and four units (or inputs), in the order of the inner index; a unit's statistics by the threads of a group,
- * 1 to 32 neighbours of a warp, without a barrier. Rows and targets of the next mini-batch are on their way in
+ * neighbours in a warp, without a barrier. Rows and targets of the next mini-batch are on their way in
  * registers during a step, their indices a step before that. The number of threads is fixed, and with it every order
  * of summation: a model gets the same bits alone and among others. What lies in shared memory is counted in 32 bits.
  */
@@ -155,20 +155,15 @@ DEVICE void dense_backward(
     __syncthreads();
 }
 
-/* The threads that share a unit: 1 to 32 neighbours, as many as there are for all units at once. */
+/* The threads that share a unit: neighbours, as many for any number of units, so that a unit's bits are its own. */
 struct Group {
-    int size, rank;
+    static constexpr int size = 8;
+    const int rank = threadIdx.x % size;
 
-    DEVICE_MEMBER explicit Group(int n_units)
-    {
-        size = 1;
-        while (size < 32 && 2 * size * n_units <= EPOCH_THREADS)
-            size *= 2;
-        rank = threadIdx.x % size;
-    }
     /* The sum over the group, for each of its threads. */
     DEVICE_MEMBER double sum(double value) const
     {
+#pragma unroll
         for (int step = 1; step < size; step *= 2)
             value += __shfl_xor_sync(0xffffffffu, value, step);
         return value;
@@ -196,7 +191,7 @@ DEVICE void sums_of_deviations(
 DEVICE void batch_norm_forward(const Workplace &w, const LayerRecord &layer, real *y, const real *x, int64_t index)
 {
     const int stride = (int)layer.out_stride, n_out = (int)layer.n_out;
-    const Group group(n_out);
+    const Group group;
     const double *weights = w.job->weights ? w.weights : 0;
     const real *gamma = layer.weight >= 0 ? w.params + layer.weight : 0;
     const real *beta = layer.bias >= 0 ? w.params + layer.bias : 0;
@@ -264,7 +259,7 @@ DEVICE void batch_norm_backward(
     const Workplace &w, const LayerRecord &layer, real *dx, const real *dy, const real *y, const real *x)
 {
     const int stride = (int)layer.out_stride, n_out = (int)layer.n_out;
-    const Group group(n_out);
+    const Group group;
     const double *weights = w.job->weights ? w.weights : 0;
     const real *gamma = layer.weight >= 0 ? w.params + layer.weight : 0;
     for (int first = 0; first < n_out; first += EPOCH_THREADS / group.size) {
@@ -369,7 +364,7 @@ DEVICE void loss_forward_backward(
             }
         }
     } else {
-        const Group group(n_out);
+        const Group group;
         const double share = share_of_output(job.loss, n_out);
         for (int first = 0; first < n_out; first += EPOCH_THREADS / group.size) {
             const int unit = first + threadIdx.x / group.size, j = min(unit, n_out - 1), at = j * w.pitch;
