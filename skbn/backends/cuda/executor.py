@@ -79,6 +79,7 @@ class Twin:
         if not (self.is_known and np.array_equal(words(self.known[:size]), words(host))):
             self.known[:size] = host
             self.card.write(self.vector, self.known)
+            self.card.synchronize()  # else the next push, or owner of this memory, might overtake
             self.is_known = True
 
     def pull(self, host):
