@@ -12,7 +12,7 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
-from skbn.backends.cuda.data import address, words
+from skbn.backends.cuda.data import address, same_bits, words
 from skbn.backends.memory import padded
 from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
 
@@ -172,7 +172,7 @@ class Models:
         rules = records.copy()
         rules["t"] = 0  # the card counts in the sums
         rules = rules.view(np.float64).reshape(self.records.shape)
-        is_new = not np.array_equal(words(rules), words(self.records))
+        is_new = not same_bits(rules, self.records)
         if is_new or not np.array_equal(self.sums[:, 0], records["t"]):
             self.jobs["is_new"][self.sums[:, 0] != records["t"]] = 1
             self.records[:], self.sums[:, 0] = rules, records["t"]
@@ -181,7 +181,7 @@ class Models:
             is_new = False
             for m, network in enumerate(self.networks):
                 for role, vector in self.host(m, network):
-                    if not np.array_equal(words(self.views[role][m]), words(vector)):
+                    if not same_bits(self.views[role][m], vector):
                         self.views[role][m][:] = vector
                         self.jobs["is_new"][m] = is_new = True
             if is_new:
@@ -265,7 +265,7 @@ class Models:
 
     def put_jobs(self, jobs):
         """Return the jobs on the card; from epoch to epoch they seldom change."""
-        if self.jobs_known is None or not np.array_equal(self.jobs_known, jobs):
+        if self.jobs_known is None or not same_bits(self.jobs_known, jobs):
             if self.jobs_there is None:
                 self.jobs_there = self.card.empty(self.jobs.size * (JOB.itemsize // 8), np.int64)
             self.card.write(self.jobs_there[: jobs.size], jobs)
