@@ -532,6 +532,21 @@ def test_nothing_is_looked_for_in_finite_rows(card, blobs, monkeypatch):
         est.predict(card.upload(X))
 
 
+def test_nobody_waits_for_predictions_but_parameters_arrive(card, blobs):
+    """What a card copies is there until it has been copied."""
+    X, y = blobs()
+    est = make().fit(X, y)
+    rows = card.upload(X)
+    with sklearn.config_context(assume_finite=True):
+        est.transform_hidden(rows)
+    card.synchronize()
+    with CUDAExecutor(est._network) as executor:
+        for _ in range(2):
+            est._network.params += 1
+            executor.predict(rows)
+    card.synchronize()
+
+
 def test_too_large_for_the_network(card, blobs):
     X, y = blobs(dtype=np.float32)
     est = make().fit(X, y)

@@ -3,10 +3,19 @@
 
 import numpy as np
 
+COMPARED_AS_BYTES = 2**15  # below it NumPy's own overhead is longer than copying both
+
 
 def words(array):
     """Return an array as a vector of integers, in which NaN is NaN and zeros have signs."""
     return array.reshape(-1).view(np.int64 if array.nbytes % 8 == 0 else np.int32)
+
+
+def same_bits(a, b):
+    """Return whether two vectors hold the same, NaN and signs of zeros among it."""
+    if a.nbytes <= COMPARED_AS_BYTES:
+        return a.tobytes() == b.tobytes()
+    return np.array_equal(words(a), words(b))
 
 
 def address(array):

@@ -12,7 +12,7 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
-from skbn.backends.cuda.data import address, words
+from skbn.backends.cuda.data import address, same_bits, words
 from skbn.backends.memory import padded
 from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
 
@@ -51,27 +51,18 @@ class Sizes:
         self.widest = int(max(network.table["n_in"].max(), network.table["n_out"].max()))
         self.targets = target_size
 
-    def arguments(self):
-        """Return the sizes in the order in which the kernel takes them."""
-        return (
-            *(self.capacity, self.layers, self.saved, self.params),
-            *(self.row_size, self.widest, self.targets),
-        )
-
-
-def room(sizes, itemsize):
-    """Return the bytes of shared memory that blocks of these sizes need."""
-    capacity, layers, saved, params, row_size, widest, targets = sizes
-    pitch = capacity | 1
-    doubles = layers + saved + 2 * pitch
-    numbers = 2 * params + (row_size + 2 * widest + targets) * pitch
-    return 8 * doubles + layers * LAYER_DTYPE.itemsize + numbers * itemsize
+    def room(self, itemsize):
+        """Return the bytes of shared memory that a block needs."""
+        pitch = self.capacity | 1
+        doubles = self.layers + self.saved + 2 * pitch
+        numbers = 2 * self.params + (self.row_size + 2 * self.widest + self.targets) * pitch
+        return 8 * doubles + self.layers * LAYER_DTYPE.itemsize + numbers * itemsize
 
 
 def fits(card, network, batch_size, target_size):
     """Return whether a network is small."""
-    sizes = Sizes(network, batch_size, target_size).arguments()
-    return room(sizes, network.dtype.itemsize) <= card.shared_memory - STATIC_MEMORY
+    room = Sizes(network, batch_size, target_size).room(network.dtype.itemsize)
+    return room <= card.shared_memory - STATIC_MEMORY
 
 
 class Models:
@@ -112,10 +103,12 @@ class Models:
             job["n_layers"], job["n_params"] = size.layers, size.params
             job["n_virtual"], job["target_size"] = size.n_virtual, size.targets
             job["batch_size"], job["min_rows"] = batch_size, network.min_rows
+            for name in ("capacity", "saved", "row_size", "widest"):
+                job[name] = getattr(size, name)
             job["loss"], job["alpha"] = loss, alpha
             job["key"] = np.uint64(key[0] | key[1] << 32).astype(np.int64)
         self.jobs["n_scores"] = self.n_scores
-        self.arguments = np.array([size.arguments() for size in self.sizes])
+        self.rooms = np.array([size.room(self.dtype.itemsize) for size in self.sizes])
         self.memories = self.memory_sizes = self.data = self.rows = None
         self.jobs_there = self.jobs_known = None
         self.has_read_all = False
@@ -179,7 +172,7 @@ class Models:
         rules = records.copy()
         rules["t"] = 0  # the card counts in the sums
         rules = rules.view(np.float64).reshape(self.records.shape)
-        is_new = not np.array_equal(words(rules), words(self.records))
+        is_new = not same_bits(rules, self.records)
         if is_new or not np.array_equal(self.sums[:, 0], records["t"]):
             self.jobs["is_new"][self.sums[:, 0] != records["t"]] = 1
             self.records[:], self.sums[:, 0] = rules, records["t"]
@@ -188,7 +181,7 @@ class Models:
             is_new = False
             for m, network in enumerate(self.networks):
                 for role, vector in self.host(m, network):
-                    if not np.array_equal(words(self.views[role][m]), words(vector)):
+                    if not same_bits(self.views[role][m], vector):
                         self.views[role][m][:] = vector
                         self.jobs["is_new"][m] = is_new = True
             if is_new:
@@ -253,12 +246,11 @@ class Models:
         left = int((-(-(jobs["n_rows"] - positions) // jobs["batch_size"])).max())
         n_batches = min(left, max(1, int(SECONDS_PER_CALL / self.seconds_per_batch)))
         jobs["n_batches"] = n_batches
-        sizes = self.arguments[which].max(axis=0)
         kernel = self.card.kernel("epochs", "train_epoch", self.dtype)
         self.card.launch(
             *(kernel, (len(jobs),), (THREADS,)),
-            (self.put_jobs(words(jobs)), *map(int, sizes)),
-            shared=int(room(sizes, self.dtype.itemsize)),
+            (self.put_jobs(words(jobs)),),
+            shared=int(self.rooms[which].max()),
         )
         self.jobs["is_new"][which] = 0
         positions = self.positions_after(jobs, n_batches)
@@ -273,7 +265,7 @@ class Models:
 
     def put_jobs(self, jobs):
         """Return the jobs on the card; from epoch to epoch they seldom change."""
-        if self.jobs_known is None or not np.array_equal(self.jobs_known, jobs):
+        if self.jobs_known is None or not same_bits(self.jobs_known, jobs):
             if self.jobs_there is None:
                 self.jobs_there = self.card.empty(self.jobs.size * (JOB.itemsize // 8), np.int64)
             self.card.write(self.jobs_there[: jobs.size], jobs)

@@ -19,7 +19,7 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-from skbn.backends.cuda.data import CompressedRows, Data, address, expected, words
+from skbn.backends.cuda.data import CompressedRows, Data, address, expected, same_bits
 from skbn.backends.records import (
     LAYER_DTYPE,
     OPTIMIZER_DTYPE,
@@ -38,6 +38,7 @@ STEPS_IN_GRAPH = (16, 1)
 WORK_IN_GRAPH = 2**28  # parameters times rows
 THREADS = 256
 MOST_BLOCKS = 2**16  # of elementwise kernels, whose threads take further numbers in turn
+WARPS = 2**15  # that take rows: more than a card has at a time
 
 # What the kernels' files call so.
 TILE_COLUMNS = 8
@@ -76,9 +77,10 @@ class Twin:
     def push(self, host):
         """Bring the card up to date."""
         size = host.size
-        if not (self.is_known and np.array_equal(words(self.known[:size]), words(host))):
+        if not (self.is_known and same_bits(self.known[:size], host)):
             self.known[:size] = host
             self.card.write(self.vector, self.known)
+            self.card.synchronize()  # else the next push, or owner of this memory, might overtake
             self.is_known = True
 
     def pull(self, host):
@@ -225,9 +227,12 @@ class CUDAExecutor:
         """Queue a kernel whose threads take ``size`` numbers in turn."""
         self.launch(file, name, min(count(size, THREADS), MOST_BLOCKS), *arguments)
 
-    def each_row(self, file, name, n_rows, *arguments):
-        """Queue a kernel whose warps take rows in turn."""
-        self.each(file, name, 32 * n_rows, *arguments)
+    def each_row(self, file, name, n_rows, width, *arguments):
+        """Queue a kernel whose warps take rows in turn, and share each row if there are few."""
+        n_blocks = min(count(32 * n_rows, THREADS), MOST_BLOCKS)
+        n_sharing = max(1, min(count(width, 32), WARPS // n_rows))
+        kernel = self.card.kernel(file, name, self.dtype)
+        self.card.launch(kernel, (n_blocks, n_sharing), (THREADS,), arguments)
 
     def columns(self, file, name, width, n_parts, *arguments):
         """Queue a kernel whose blocks take tiles of columns and parts of the rows."""
@@ -242,14 +247,14 @@ class CUDAExecutor:
         stride = int(self.layers[0]["in_stride"])
         if isinstance(X, CompressedRows):
             self.each_row(
-                *("rows", "gather_compressed_rows", n_rows),
+                *("rows", "gather_compressed_rows", n_rows, 1),  # nobody shares what is sparse
                 *(x, X.data, X.columns, X.starts, X.is_wide, rows, weights, steps),
                 *(n_rows, self.network.n_features, stride),
             )
             return
         row_stride, column_stride = (s // self.dtype.itemsize for s in X.strides)
         self.each_row(
-            *("rows", "gather_rows", n_rows),
+            *("rows", "gather_rows", n_rows, self.network.n_features),
             *(x, X, rows, weights, steps, n_rows, self.network.n_features, stride),
             *(row_stride, column_stride),
         )
@@ -261,7 +266,7 @@ class CUDAExecutor:
         bias = self.tensor(layer, "bias", self.params.vector)
         self.card.multiply(y, x, weight, (n_rows, n_out, n_in), (out_stride, in_stride, out_stride))
         self.each_row(
-            *("dense", "dense_activation_forward", n_rows),
+            *("dense", "dense_activation_forward", n_rows, n_out),
             *(y, bias, n_rows, n_out, out_stride, int(layer["activation"])),
         )
 
@@ -373,7 +378,7 @@ class CUDAExecutor:
         layer = self.layers[index]
         width = int(layer["n_out"])
         self.each_row(
-            *("elementwise", "dropout_apply", n_rows),
+            *("elementwise", "dropout_apply", n_rows, width),
             *(y, x, self.buffers["steps"], n_rows, width, int(layer["out_stride"])),
             *(float(layer["rate"]), self.key, index),
         )
@@ -382,7 +387,7 @@ class CUDAExecutor:
         """Queue an elementwise layer."""
         width, stride = int(layer["n_out"]), int(layer["out_stride"])
         self.each_row(
-            *("elementwise", "elementwise_layer_forward", n_rows),
+            *("elementwise", "elementwise_layer_forward", n_rows, width),
             *(y, x, n_rows, width, stride, int(layer["activation"])),
         )
 
@@ -390,7 +395,7 @@ class CUDAExecutor:
         """Queue the gradient of an elementwise layer."""
         width, stride = int(layer["n_out"]), int(layer["out_stride"])
         self.each_row(
-            *("elementwise", "elementwise_layer_backward", n_rows),
+            *("elementwise", "elementwise_layer_backward", n_rows, width),
             *(dx, dy, x, n_rows, width, stride, int(layer["activation"])),
         )
 
@@ -686,7 +691,8 @@ class CUDAExecutor:
             out = self.forward_eval(part, None, None, steps, size, work, None)
             target = raw[block] if is_there else card.empty((size, n_outputs), self.dtype)
             stride = int(self.layers[-1]["out_stride"])
-            self.each_row("rows", "copy_rows", size, target, out, size, n_outputs, stride)
+            copied = target, out, size, n_outputs, stride
+            self.each_row("rows", "copy_rows", size, n_outputs, *copied)
             if not is_there:
                 card.read(target, result[block])
         return result

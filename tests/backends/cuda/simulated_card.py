@@ -110,19 +110,26 @@ class SimulatedCard:
     def write(self, target, array):
         source = np.ascontiguousarray(array)
         target.set(source)
-        if any(b() is not None and np.may_share_memory(b(), source) for b in self._pinned):
-            self._in_flight.append((source, source.copy()))  # a card reads it when it gets there
+        for pinned in self._pinned:
+            buffer = pinned()
+            if buffer is not None and np.may_share_memory(buffer, source):
+                start = source.ctypes.data - buffer.ctypes.data
+                part = slice(start, start + source.nbytes)
+                self._in_flight.append((pinned, part, buffer[part].tobytes()))
 
     def read(self, source, out=None):
         return source.get(out=out)
 
     def synchronize(self):
         self._outside_captures("waiting")
+        # A card reads pinned memory when it gets there; CuPy gives what is freed to the next one.
         in_flight, self._in_flight = self._in_flight, []
-        if not all(source.tobytes() == copy.tobytes() for source, copy in in_flight):
-            raise RuntimeError(
-                "Pinned memory was written to while it was being copied to the card."
-            )
+        for pinned, part, copied in in_flight:
+            buffer = pinned()
+            if buffer is None or buffer[part].tobytes() != copied:
+                raise RuntimeError(
+                    "Pinned memory was written to, or freed, while it was being copied to the card."
+                )
 
     # Arrays of users.
 

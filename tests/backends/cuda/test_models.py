@@ -77,3 +77,13 @@ def test_networks_that_do_not_fit_in_a_block(launches, blobs):
     assert models.accepts(small._network, **options)
     large.set_params(max_iter=1, batch_norm=None, device="cpu").fit(X, y)
     assert not models.accepts(large._network, **options)
+
+
+def test_a_wide_network_beside_large_batches(launches, blobs, snapshot):
+    X, y = blobs(n_samples=300, n_classes=2, dtype=np.float32)
+    wide = MLPClassifierBN((500,), batch_size=2, max_iter=1, random_state=0, device="cuda")
+    long = clone(wide).set_params(hidden_layer_sizes=(8,), batch_size=300)
+    together = fit_many([wide, long], X, y)  # no block has room for the larger of each size
+    assert launches[0] == 2
+    for one in together:
+        assert snapshot(one, X) == snapshot(clone(one).fit(X, y), X)

@@ -659,7 +659,7 @@ def test_pinned_memory_is_the_cards_until_somebody_waits(card):
     assert card.read(x).tolist() == [2, 2, 1, 1]
     card.write(x, known)
     known[3] = 4
-    with pytest.raises(RuntimeError, match="Pinned memory was written to while"):
+    with pytest.raises(RuntimeError, match="Pinned memory was written to"):
         card.read(x)
     other = np.ones(4)
     card.write(x, other)

@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) dense_activation_forward(
     real *y, const real *bias, int64_t n_rows, int64_t width, int64_t stride, int64_t activation)
 {
     for (int64_t i = warp_of_grid(); i < n_rows; i += warps_of_grid())
-        for (int64_t j = lane(); j < width; j += 32)
+        for (int64_t j = lane_of_row(); j < width; j += lanes_of_row())
             y[i * stride + j] = activation_forward(activation, y[i * stride + j] + bias[j]);
 }
 

@@ -515,9 +515,7 @@ DEVICE void copy_words(void *to, const void *from, int n_bytes)
         ((int64_t *)to)[k] = ((const int64_t *)from)[k];
 }
 
-extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
-    const Job *jobs, int64_t most_rows, int64_t most_layers, int64_t most_saved, int64_t most_params,
-    int64_t row_size, int64_t widest, int64_t most_targets)
+extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(const Job *jobs)
 {
     SHARED_MEMORY(double, room);
     __shared__ Job job; /* and not in the registers of every thread */
@@ -525,22 +523,22 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
     __shared__ double losses[EPOCH_THREADS], scores[EPOCH_THREADS];
     copy_words(&job, jobs + blockIdx.x, sizeof(Job));
     __syncthreads();
-    if (threadIdx.x == 0) { /* the sizes are the largest of all jobs; doubles first */
+    if (threadIdx.x == 0) { /* doubles first; the room is that of the largest job */
         w.job = &job;
-        w.pitch = (int)most_rows | 1;
+        w.pitch = (int)job.capacity | 1;
         w.loss = losses;
         w.right = scores;
         w.decays = room;
-        w.saved = w.decays + most_layers;
-        w.weights = w.saved + most_saved;
+        w.saved = w.decays + job.n_layers;
+        w.weights = w.saved + job.saved;
         w.order = (int64_t *)(w.weights + w.pitch);
         w.layers = (LayerRecord *)(w.order + w.pitch);
-        w.params = (real *)(w.layers + most_layers);
-        w.grads = w.params + most_params;
-        w.activations = w.grads + most_params;
-        w.deltas[0] = w.activations + row_size * w.pitch;
-        w.deltas[1] = w.deltas[0] + widest * w.pitch;
-        w.targets = w.deltas[1] + widest * w.pitch;
+        w.params = (real *)(w.layers + job.n_layers);
+        w.grads = w.params + job.n_params;
+        w.activations = w.grads + job.n_params;
+        w.deltas[0] = w.activations + job.row_size * w.pitch;
+        w.deltas[1] = w.deltas[0] + job.widest * w.pitch;
+        w.targets = w.deltas[1] + job.widest * w.pitch;
         w.start = job.position;
         w.stop = batch_stop(w.start, job.n_rows, job.batch_size, job.min_rows);
         w.next_stop = batch_stop(w.stop, job.n_rows, job.batch_size, job.min_rows);
@@ -568,7 +566,7 @@ extern "C" __global__ void __launch_bounds__(EPOCH_THREADS, BLOCKS) train_epoch(
         w.decay_2 = job.is_new ? pow(job.optimizer->beta_2, job.sums[0]) : powers[1];
     }
     __syncthreads();
-    const int n_fields = (int)(w.layers[0].n_in + job.target_size), capacity = (int)(job.batch_size + job.min_rows - 1);
+    const int n_fields = (int)(w.layers[0].n_in + job.target_size), capacity = (int)job.capacity;
     const bool is_carried = capacity * n_fields <= PREFETCHED * EPOCH_THREADS && capacity <= EPOCH_THREADS;
     double *const parts = job.parts + threadIdx.x;
     w.loss[threadIdx.x] = job.is_first ? 0 : parts[0];

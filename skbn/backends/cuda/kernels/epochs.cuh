@@ -23,6 +23,7 @@ typedef struct {
     const int64_t *rows;
     int64_t row_stride, column_stride, target_size;
     int64_t n_layers, n_params, n_virtual;
+    int64_t capacity, saved, row_size, widest;  /* rows of a mini-batch at most; sizes of what a block works with */
     int64_t n_rows, position, n_batches;    /* how many rows, where to begin, and with how many mini-batches at most */
     int64_t is_first, is_new;   /* whether sums begin here, and powers: no bit depends on how launches cut an epoch */
     int64_t batch_size, min_rows;

@@ -44,4 +44,9 @@ DEVICE int64_t lane() { return threadIdx.x % 32; }
 DEVICE int64_t warp_of_grid() { return thread_of_grid() / 32; }
 DEVICE int64_t warps_of_grid() { return threads_of_grid() / 32; }
 
+/* Warps side by side may share a row, in the grid's second dimension: its numbers come one after the other, since the
+ * compiler does not know that what is written is not what is read next. */
+DEVICE int64_t lane_of_row() { return (int64_t)blockIdx.y * 32 + lane(); }
+DEVICE int64_t lanes_of_row() { return (int64_t)gridDim.y * 32; }
+
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * How rows of X get into a network, and raw outputs out of it. `steps[0]` is where in `rows` the batch begins; rows of
- * weight 0 are read as zeros, whatever stands in them. rows NULL: in order. A warp a row.
+ * weight 0 are read as zeros, whatever stands in them. rows NULL: in order. A warp a row, or several.
  */
 #include "sums.cuh"
 
@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gather_rows(
     for (int64_t i = warp_of_grid(); i < n_rows; i += warps_of_grid()) {
         const int64_t row = row_at(rows, start + i);
         const bool counts = !weights || weights[row] != 0;
-        for (int64_t j = lane(); j < n_columns; j += 32)
+        for (int64_t j = lane_of_row(); j < n_columns; j += lanes_of_row())
             x[i * stride + j] = counts ? X[row * row_stride + j * column_stride] : (real)0;
     }
 }
@@ -66,6 +66,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) copy_rows(
     real *out, const real *x, int64_t n_rows, int64_t width, int64_t stride)
 {
     for (int64_t i = warp_of_grid(); i < n_rows; i += warps_of_grid())
-        for (int64_t j = lane(); j < width; j += 32)
+        for (int64_t j = lane_of_row(); j < width; j += lanes_of_row())
             out[i * width + j] = x[i * stride + j];
 }
