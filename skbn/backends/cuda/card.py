@@ -9,6 +9,7 @@ float.
 
 import ctypes
 import threading
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -62,8 +63,8 @@ def _card(number):
 class Graph:
     """Launches that were captured, to be done again and again at once."""
 
-    def __init__(self, graph):
-        self.graph = graph
+    def __init__(self, graph, workspace):
+        self.graph, self.workspace = graph, workspace  # its products write there
 
     def launch(self):
         """Queue all of them."""
@@ -195,20 +196,23 @@ class Card:
         transposed : (bool, bool)
             Whether a and b are to be transposed.
         """
-        if not hasattr(self._blas, "handle"):
-            self._blas.handle = _Blas(self._cupy)
-        self._blas.handle.multiply(out, a, b, shape, strides, transposed)
+        self._handle().multiply(out, a, b, shape, strides, transposed)
 
     def capture(self, launches):
         """Return what a function queues, as a graph; nothing is done yet."""
         stream = self._cupy.cuda.Stream(non_blocking=True)
-        with stream:
+        with self._handle().borrowed_workspace() as workspace, stream:
             stream.begin_capture()
             try:
                 launches()
             finally:
                 graph = stream.end_capture()
-        return Graph(graph)
+        return Graph(graph, workspace)
+
+    def _handle(self):
+        if not hasattr(self._blas, "handle"):
+            self._blas.handle = _Blas(self._cupy)
+        return self._blas.handle
 
 
 class _Blas:
@@ -221,21 +225,36 @@ class _Blas:
         self._library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
         self._handle = ctypes.c_void_p()
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
-        self._workspace = cupy.empty(WORKSPACE, np.uint8)
-        self._stream = None
+        self._workspaces = {}  # products on two streams may run at the same time
+        self._stream = self._borrowed = None
 
     def _check(self, status):
         if status != 0:
             raise RuntimeError(f"cuBLAS failed with status {status}.")
+
+    def _workspace(self, stream):
+        if stream not in self._workspaces:
+            self._workspaces[stream] = self._cupy.empty(WORKSPACE, np.uint8)
+        return self._workspaces[stream]
+
+    @contextmanager
+    def borrowed_workspace(self):
+        """Let what is captured use the workspace of the stream on which it will be launched."""
+        self._borrowed = self._workspace(self._cupy.cuda.get_current_stream().ptr)
+        self._stream = None
+        try:
+            yield self._borrowed
+        finally:
+            self._stream = self._borrowed = None
 
     def _use_stream(self):
         stream = self._cupy.cuda.get_current_stream().ptr
         if stream != self._stream:
             self._check(self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
             # A new stream forgets the workspace; cuBLAS may not allocate during a capture.
-            workspace = ctypes.c_void_p(self._workspace.data.ptr)
-            size = ctypes.c_size_t(WORKSPACE)
-            self._check(self._library.cublasSetWorkspace_v2(self._handle, workspace, size))
+            workspace = self._workspace(stream) if self._borrowed is None else self._borrowed
+            pointer, size = ctypes.c_void_p(workspace.data.ptr), ctypes.c_size_t(WORKSPACE)
+            self._check(self._library.cublasSetWorkspace_v2(self._handle, pointer, size))
             self._stream = stream
 
     def multiply(self, out, a, b, shape, strides, transposed):

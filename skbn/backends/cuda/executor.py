@@ -7,8 +7,10 @@ are alike. Parameters, statistics and the optimizer's memory have twins on the c
 brought up to date when an epoch ends and when the executor is left, and the card's whenever the
 host's have changed. Data go to the card once and must not change while the executor is in use.
 
-Kernels are named as the reference's functions; matrix products are cuBLAS's. Nothing is added up
-in an order that depends on the card, so results are the same bits run after run.
+Kernels are named as the reference's functions; matrix products are cuBLAS's. Our kernels add up
+nothing in an order that depends on the card. Results are the same bits run after run; from card to
+card cuBLAS's products may differ. An executor belongs to the stream that was current when it was
+first used.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -462,7 +464,7 @@ class CUDAExecutor:
             self.launch(
                 *("optimizers", "add_penalty", self.n_tiles, buffers["grads"], buffers["squares"]),
                 *(self.params.vector, self.table, len(self.layers), total, self.alpha),
-                *(n_rows, network.n_params),
+                *(n_rows, network.n_params, int(clips)),
             )
         if update_params:
             if clips:

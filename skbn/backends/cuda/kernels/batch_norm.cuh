@@ -43,15 +43,16 @@ struct Normalization {
 
 struct Gradient {
     real scale, total, slope;
-    double share;
+    double all; /* weight of all rows */
     bool is_weighted;
 
     /* Given the sums over the rows of dz and of dz xhat, and the weight of all rows. */
     DEVICE_MEMBER void set(
         double sum, double sum_xhat, double weight, bool is_weighted_, double inv_std, const real *gamma, int64_t j)
     {
+        const double share = weight > 0 ? 1 / weight : 0;
         is_weighted = is_weighted_;
-        share = weight > 0 ? 1 / weight : 0;
+        all = weight;
         scale = (real)(gamma ? inv_std * gamma[j] : inv_std);
         total = (real)(is_weighted ? sum : sum * share);
         slope = (real)((is_weighted ? sum_xhat : sum_xhat * share) * inv_std);
@@ -60,7 +61,7 @@ struct Gradient {
     DEVICE_MEMBER real dx(real dz, real centred, double weight) const
     {
         const real rest = total + centred * slope;
-        return scale * (dz - (is_weighted ? (real)(weight * share) * rest : rest));
+        return scale * (dz - (!is_weighted ? rest : weight > 0 ? (real)(weight / all) * rest : 0));
     }
 };
 

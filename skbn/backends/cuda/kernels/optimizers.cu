@@ -12,11 +12,11 @@
 
 DEVICE double weight_of(const double *total, int64_t n_rows) { return total ? total[0] : (double)n_rows; }
 
-/* Add the penalty's gradient; to `parts`, (tiles, 3), the sum of squares of the weights and, for the gradient's norm,
- * its largest number and the sum of squares of all divided by that: squares alone may overflow. */
+/* Add the penalty's gradient; to `parts`, (tiles, 3), the sum of squares of the weights and, if the norm `clips`, the
+ * largest number of the gradient and the sum of squares of all divided by that: squares alone may overflow. */
 extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
     real *grads, double *parts, const real *params, const LayerRecord *layers, int64_t n_layers,
-    const double *total, double alpha, int64_t n_rows, int64_t n_params)
+    const double *total, double alpha, int64_t n_rows, int64_t n_params, int64_t clips)
 {
     const double sum = weight_of(total, n_rows);
     const real penalty = (real)(sum > 0 ? alpha / sum : 0);
@@ -32,16 +32,19 @@ extern "C" __global__ void __launch_bounds__(256, 1) add_penalty(
         }
         largest = larger(largest, fabs((double)gradient));
     }
+    squares = sum_over_block(squares);
+    if (threadIdx.x == 0)
+        parts[blockIdx.x * 3] = squares;
+    if (!clips)
+        return;
     largest = largest_over_block(largest);
     if (largest > 0)
         for (int64_t k = start + threadIdx.x; k < stop; k += blockDim.x) {
             const double share = (double)grads[k] / largest;
             scaled += share * share;
         }
-    squares = sum_over_block(squares);
     scaled = sum_over_block(scaled);
     if (threadIdx.x == 0) {
-        parts[blockIdx.x * 3] = squares;
         parts[blockIdx.x * 3 + 1] = largest;
         parts[blockIdx.x * 3 + 2] = scaled;
     }
