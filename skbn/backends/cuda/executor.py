@@ -206,8 +206,8 @@ class CUDAExecutor:
             "saved": card.zeros(max(1, n_norms), np.float64),
             "statistics": card.zeros(max(1, n_norms // 3 * 2), np.float64),
             "totals": card.zeros(len(self.layers) * self.n_virtual, np.float64),
-            "parts": card.zeros(most_parts * 3 * self.widest, np.float64),
-            "origins": card.zeros(self.n_virtual * 2 * self.widest, np.float64),
+            "parts": card.zeros(most_parts * 4 * self.widest, np.float64),
+            "gradient sums": card.zeros(self.n_virtual * 2 * self.widest, np.float64),
             "losses": card.zeros(count(rows, LOSS_ROWS) * (2 + self.n_scores), np.float64),
             "squares": card.zeros(3 * self.n_tiles, np.float64),
             "factor": card.zeros(1, np.float64),
@@ -328,15 +328,15 @@ class CUDAExecutor:
                 *(virtual_size, epsilon, activation),
             )
             return
-        parts, origins = buffers["parts"], buffers["origins"]
+        parts = buffers["parts"]
         self.columns(
             *("batch_norm", "batch_norm_moments", width, n_batches * n_parts),
-            *(parts, origins, 0, x, weights, n_parts, PART_ROWS, n_rows, width, stride),
+            *(parts, x, weights, n_parts, PART_ROWS, n_rows, width, stride),
             virtual_size,
         )
         self.each(
             *("batch_norm", "batch_norm_merge", n_batches * width, *kept.values()),
-            *(parts, origins, n_parts, n_batches, width, stride, epsilon),
+            *(parts, n_parts, n_batches, width, stride, epsilon),
         )
         self.columns(
             *("batch_norm", "batch_norm_normalize", width, n_batches * n_parts),
@@ -359,7 +359,7 @@ class CUDAExecutor:
                 activation,
             )
             return
-        parts, sums = buffers["parts"], buffers["origins"]
+        parts, sums = buffers["parts"], buffers["gradient sums"]
         cut = n_parts, PART_ROWS, n_rows, width, stride, virtual_size, activation
         self.columns(
             *("batch_norm", "batch_norm_gradient_sums", width, n_batches * n_parts),
@@ -738,8 +738,7 @@ class CUDAExecutor:
         self.network.use_population = True
         rows, n_rows = self.put_rows(rows), len(rows)
         n_parts = count(n_rows, PART_ROWS)
-        parts = self.card.empty(n_parts * 3 * self.widest, np.float64)
-        origins = self.card.empty(self.widest, np.float64)
+        parts = self.card.empty(n_parts * 4 * self.widest, np.float64)
         steps = self.card.zeros(2, np.int64)
         for index in self.network.batch_norm_indices:
             layer = self.layers[index]
@@ -748,11 +747,11 @@ class CUDAExecutor:
                 some, n_some = rows[block], block.stop - block.start
                 x = self.forward_eval(X, some, weights, steps, n_some, work, index)
                 gathered, _ = self.weights_of_block(weights, some, steps, n_some)
-                here = parts[block.start // PART_ROWS * 3 * stride :]
+                here = parts[block.start // PART_ROWS * 4 * stride :]
                 n_here = count(n_some, PART_ROWS)
                 self.columns(
-                    *("batch_norm", "batch_norm_moments", width, n_here, here, origins),
-                    *(int(block.start > 0), x, gathered, n_here, PART_ROWS, n_some),
+                    *("batch_norm", "batch_norm_moments", width, n_here, here),
+                    *(x, gathered, n_here, PART_ROWS, n_some),
                     *(width, stride, 0),
                 )
             population = self.state.vector[
@@ -760,7 +759,7 @@ class CUDAExecutor:
             ]
             self.each(
                 *("batch_norm", "population_merge", width),
-                *(population, parts, origins, n_parts, width, stride),
+                *(population, parts, n_parts, width, stride),
             )
         self.state.pull(self.network.state)
 

@@ -121,42 +121,39 @@ DEVICE Rows rows_of_part(int64_t part, int64_t n_parts, int64_t part_rows, int64
     return rows;
 }
 
-/* parts is (virtual batches * n_parts, 3, stride): mean, relative to the origin, sum of squared deviations, weight.
- * origins is (virtual batches, stride), and written by each batch's first part unless it `is_given`. */
+/* parts is (virtual batches * n_parts, 4, stride): the Moments of each part. */
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_moments(
-    double *parts, double *origins, int64_t is_given, const real *x, const double *weights,
+    double *parts, const real *x, const double *weights,
     int64_t n_parts, int64_t part_rows, int64_t n_rows, int64_t width, int64_t stride, int64_t virtual_size)
 {
     const Place place = place_of_thread(width);
     const Rows rows = rows_of_part(place.part, n_parts, part_rows, n_rows, virtual_size);
     const int64_t j = place.column;
-    if (rows.start >= rows.stop) {
-        if (place.is_inside && threadIdx.x < TILE_COLUMNS)
-            parts[(place.part * 3 + 2) * stride + j] = 0;
-        return;
-    }
-    const Moments m = column_moments(x + j, weights, rows.start, rows.stop, stride);
+    Moments m = {0, 0, 0, 0};
+    if (rows.start < rows.stop)
+        m = column_moments(x + j, weights, rows.start, rows.stop, stride);
     if (place.is_inside && threadIdx.x < TILE_COLUMNS) {
-        double origin = is_given ? origins[j] : (double)x[rows.batch * virtual_size * stride + j];
-        if (!(fabs(origin) < 1.7976931348623157e308)) /* a row without weight may hold anything */
-            origin = 0;
-        if (!is_given && place.part % n_parts == 0)
-            origins[rows.batch * stride + j] = origin;
-        parts[place.part * 3 * stride + j] = (m.origin - origin) + m.distance;
-        parts[(place.part * 3 + 1) * stride + j] = m.square;
-        parts[(place.part * 3 + 2) * stride + j] = m.weight;
+        double *mine = parts + place.part * 4 * stride + j;
+        mine[0] = m.origin;
+        mine[stride] = m.distance;
+        mine[2 * stride] = m.square;
+        mine[3 * stride] = m.weight;
     }
 }
 
-DEVICE Moments merged(const double *parts, double origin, int64_t n_parts, int64_t stride)
+/* Relative to the origin of the first part with weight, so that means far from zero keep their digits. */
+DEVICE Moments merged(const double *parts, int64_t n_parts, int64_t stride)
 {
-    Moments m = {origin, 0, 0, 0};
-    for (int64_t k = 0; k < n_parts; k++, parts += 3 * stride) {
-        const double weight = parts[2 * stride];
+    Moments m = {0, 0, 0, 0};
+    for (int64_t k = 0; k < n_parts; k++, parts += 4 * stride) {
+        const double weight = parts[3 * stride];
         if (weight > 0) {
-            const double delta = parts[0] - m.distance, share = weight / (m.weight + weight);
+            if (m.weight == 0)
+                m.origin = parts[0];
+            const double delta = (parts[0] - m.origin) + (parts[stride] - m.distance);
+            const double share = weight / (m.weight + weight);
             m.distance += delta * share;
-            m.square += parts[stride] + delta * delta * share * m.weight;
+            m.square += parts[2 * stride] + delta * delta * share * m.weight;
             m.weight += weight;
         }
     }
@@ -165,13 +162,13 @@ DEVICE Moments merged(const double *parts, double origin, int64_t n_parts, int64
 
 /* One thread for every column and virtual batch. */
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_merge(
-    double *saved, double *statistics, double *totals, const double *parts, const double *origins,
+    double *saved, double *statistics, double *totals, const double *parts,
     int64_t n_parts, int64_t n_batches, int64_t width, int64_t stride, double epsilon)
 {
     for (int64_t k = thread_of_grid(); k < n_batches * width; k += threads_of_grid()) {
         const int64_t batch = k / width, j = k % width;
-        const double *part = parts + batch * n_parts * 3 * stride + j;
-        const Moments m = merged(part, origins[batch * stride + j], n_parts, stride);
+        const double *part = parts + batch * n_parts * 4 * stride + j;
+        const Moments m = merged(part, n_parts, stride);
         keep(m, saved + batch * 3 * stride, statistics + batch * 2 * stride, 0, 0, epsilon, stride, j, true);
         if (j == 0)
             totals[batch] = m.weight;
@@ -180,10 +177,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_merge(
 
 /* Population statistics, (2, stride), from the parts of all rows. */
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) population_merge(
-    double *population, const double *parts, const double *origins, int64_t n_parts, int64_t width, int64_t stride)
+    double *population, const double *parts, int64_t n_parts, int64_t width, int64_t stride)
 {
     for (int64_t j = thread_of_grid(); j < width; j += threads_of_grid()) {
-        const Moments m = merged(parts + j, origins[j], n_parts, stride);
+        const Moments m = merged(parts + j, n_parts, stride);
         population[j] = m.origin + m.distance;
         population[stride + j] = m.weight > 0 ? m.square / m.weight : 0;
     }
