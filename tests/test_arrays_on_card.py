@@ -215,7 +215,7 @@ def test_arrays_on_two_sides(x, card):
     _, saved = batch_norm(on_card)
     with pytest.raises(ValueError, match="dy lies on the processor, x on cuda:0"):
         batch_norm_backward(x, saved)
-    with pytest.raises(TypeError, match="out must be an array on cuda:0, where x lies, got ndarray"):
+    with pytest.raises(TypeError, match="where x lies, got ndarray"):
         batch_norm(on_card, out=np.empty_like(x))
     with pytest.raises(TypeError, match="out must be a NumPy array, got SimulatedArray"):
         batch_norm(x, out=on_card)
