@@ -338,8 +338,7 @@ class _Call:
         layers = tuple(estimator._layers(X.shape[1], loss.n_outputs))
         if layers not in self.networks:
             self.networks[layers] = Network(layers, X.dtype)
-        batch_size = 200 if estimator.batch_size == "auto" else estimator.batch_size
-        batch_size = min(batch_size, len(rows))
+        batch_size = estimator._batch_size(len(rows))
         network = self.networks[layers]
         if not models.accepts(network, loss_kind=loss.kind, batch_size=batch_size, X=X):
             self.restore[index]()  # it learns by itself

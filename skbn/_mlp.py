@@ -350,15 +350,8 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         return changed
 
     def _batch_size(self, n_samples):
-        if self.batch_size == "auto":
-            return min(200, n_samples)
-        if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. "
-                "It is going to be clipped",
-                stacklevel=2,
-            )
-        return min(self.batch_size, n_samples)
+        """Return how many rows a mini-batch has."""
+        return min(200 if self.batch_size == "auto" else self.batch_size, n_samples)
 
     def _weigh_classes(self, targets, weights, incremental):
         """Return the weights that rows have in training, None where they have none."""
@@ -584,6 +577,12 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         n_rows, optimizer = len(data.rows), None
         batch_size = n_rows if self.solver == "lbfgs" else self._batch_size(n_rows)
         if self.solver != "lbfgs":
+            if self.batch_size != "auto" and self.batch_size > n_rows:
+                warnings.warn(
+                    "Got `batch_size` less than 1 or larger than sample size. "
+                    "It is going to be clipped",
+                    stacklevel=2,
+                )
             # a rest shorter than min_rows is no batch of its own
             n_batches = -(-(n_rows - network.min_rows + 1) // batch_size)
             optimizer = self._make_optimizer(network, self.max_iter * n_batches, incremental)

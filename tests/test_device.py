@@ -29,6 +29,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skbn import MLPClassifierBN, MLPRegressorBN, fit_many
 from skbn._losses import log_loss
+from skbn.backends.cuda import epochs, executor
 from skbn.backends.cuda.card import current
 from skbn.backends.cuda.executor import CUDAExecutor
 
@@ -215,18 +216,53 @@ def test_recalibrate(card, blobs):
     assert_same_fit(est.recalibrate(card.upload(X * 3)), expected.recalibrate(X * 3), np.float64)
 
 
-def test_no_bit_depends_on_the_clock(card, blobs, monkeypatch):
+@pytest.mark.parametrize("way", ["epochs", "steps"])
+@each_kind
+def test_no_bit_depends_on_the_clock(kind, way, card, blobs, monkeypatch):
     """An epoch is a few calls of the executor, each of as many steps as time has it."""
     X, y = blobs(200)
-    X = csr_array(X)  # which no small network takes whole
+    if way == "steps":
+        X = csr_array(X)  # which no small network takes whole
     one_second = property(lambda self: 1.0, lambda self, measured: None)
     monkeypatch.setattr(CUDAExecutor, "seconds_per_step", one_second, raising=False)
+    monkeypatch.setattr(epochs.Models, "seconds_per_batch", one_second, raising=False)
     ests = []
     for n_steps in (100, 2, 3, 5):
-        monkeypatch.setattr("skbn.backends.cuda.executor.SECONDS_PER_CALL", n_steps)
-        ests.append(make(device="cuda", batch_size=7).fit(X, y))
+        for module in (executor, epochs):
+            monkeypatch.setattr(module, "SECONDS_PER_CALL", n_steps)
+        ests.append(make(kind, device="cuda", batch_size=7).fit(X, y))
         assert_same_bits(ests[-1], ests[0])
         assert ests[-1].loss_curve_ == ests[0].loss_curve_
+
+
+@pytest.mark.parametrize("in_graphs", [True, False])
+def test_graphs_do_what_launches_do(in_graphs, card, blobs, monkeypatch):
+    """Not a bit differs; and there are graphs, of many steps and of one."""
+    X, y = blobs(300)
+    captured = []
+    capture = type(card).capture
+    monkeypatch.setattr(
+        type(card), "capture", lambda self, work: captured.append(work) or capture(self, work)
+    )
+    options = {"device": "cuda", "batch_size": 10, "max_iter": 3}
+    expected = make(**options).fit(csr_array(X), y)
+    assert {work.args for work in captured} >= {(16,), (1,)}
+    captured.clear()
+    if not in_graphs:
+        monkeypatch.setattr(executor, "WORK_IN_GRAPH", 0)
+    assert_same_bits(make(**options).fit(csr_array(X), y), expected)
+    assert bool(captured) == in_graphs
+
+
+def test_rows_that_do_not_fit_on_the_card(card, blobs, monkeypatch, unchanged):
+    X, y = blobs(5000)
+    est = make(device="cuda")
+    monkeypatch.setattr(type(card), "free_memory", X.nbytes - 1)
+    with (
+        unchanged(est),
+        pytest.raises(MemoryError, match=r"X takes .* GiB free\. Use device='cpu'"),
+    ):
+        est.fit(X, y)
 
 
 # Results lie where X lies.

@@ -83,11 +83,9 @@ class Card:
     def __init__(self, number):
         cupy = self._cupy = _cupy()
         self.device = cupy.cuda.Device(number)
-        attributes = self.device.attributes
         properties = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = properties["name"].decode()
-        self.multiprocessors = attributes["MultiProcessorCount"]
-        self.shared_memory = attributes["MaxSharedMemoryPerBlockOptin"]
+        self.shared_memory = self.device.attributes["MaxSharedMemoryPerBlockOptin"]
         self._modules, self._kernels = {}, {}
         self._blas = threading.local()  # a handle has one stream and one workspace
 

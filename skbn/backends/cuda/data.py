@@ -3,6 +3,10 @@
 
 import numpy as np
 
+from skbn.backends.records import LossKind
+
+LOG_LOSSES = (LossKind.BINARY_LOG_LOSS, LossKind.CATEGORICAL_LOG_LOSS)
+
 COMPARED_AS_BYTES = 2**15  # below it NumPy's own overhead is longer than copying both
 
 
@@ -16,6 +20,21 @@ def same_bits(a, b):
     if a.nbytes <= COMPARED_AS_BYTES:
         return a.tobytes() == b.tobytes()
     return np.array_equal(words(a), words(b))
+
+
+def target_size(network, loss_kind):
+    """Return how many numbers a row of the targets has."""
+    return 1 if loss_kind == LossKind.CATEGORICAL_LOG_LOSS else network.n_outputs
+
+
+def n_scores(network, loss_kind):
+    """Return how many numbers a loss adds to the scores."""
+    return 1 if loss_kind in LOG_LOSSES else network.n_outputs
+
+
+def signed(dropout_key):
+    """Return two 32-bit words as one of the integers that kernels take."""
+    return int(np.uint64(dropout_key[0] | dropout_key[1] << 32).view(np.int64))
 
 
 def address(array):

@@ -12,9 +12,9 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import sources
-from skbn.backends.cuda.data import address, same_bits, words
+from skbn.backends.cuda.data import address, n_scores, same_bits, signed, target_size, words
 from skbn.backends.memory import padded
-from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE, LossKind
+from skbn.backends.records import LAYER_DTYPE, OPTIMIZER_DTYPE
 
 THREADS = 256  # EPOCH_THREADS
 STATIC_MEMORY = 6144  # bytes: what the kernel keeps beside the room it is given, and to spare
@@ -32,10 +32,9 @@ def compact_table(network):
     return table, int(table["n_in"][0] + table["n_out"].sum())
 
 
-def count_virtual(network, capacity):
-    """Return how many virtual batches a mini-batch is cut into at most."""
-    sizes = [int(size) for size in network.table["virtual_batch_size"] if size]
-    return max([1, *(-(-(capacity - 1) // size) for size in sizes)])
+def count_virtual(n_rows, size):
+    """Return how many virtual batches of this size, or a little more, so many rows make."""
+    return max(1, -(-(n_rows - 1) // int(size))) if size else 1
 
 
 class Sizes:
@@ -43,7 +42,9 @@ class Sizes:
 
     def __init__(self, network, batch_size, target_size):
         self.capacity = batch_size + network.min_rows - 1
-        self.n_virtual = count_virtual(network, self.capacity)
+        self.n_virtual = max(
+            count_virtual(self.capacity, size) for size in network.table["virtual_batch_size"]
+        )
         self.layers = len(network.table)
         self.saved = self.n_virtual * network.saved_size
         self.params = network.n_params
@@ -85,15 +86,11 @@ class Models:
         self.card = cards.current() if card is None else card
         self.networks = networks
         self.dtype = networks[0].dtype
-        n_outputs = [network.n_outputs for network in networks]
-        is_categorical = [kind == LossKind.CATEGORICAL_LOG_LOSS for kind in loss_kinds]
-        self.target_sizes = [1 if c else n for c, n in zip(is_categorical, n_outputs, strict=True)]
-        is_log_loss = [
-            kind in (LossKind.BINARY_LOG_LOSS, LossKind.CATEGORICAL_LOG_LOSS) for kind in loss_kinds
-        ]
-        self.n_scores = [1 if log else n for log, n in zip(is_log_loss, n_outputs, strict=True)]
+        known = list(zip(networks, loss_kinds, strict=True))
+        self.n_scores = [n_scores(network, kind) for network, kind in known]
+        target_sizes = [target_size(network, kind) for network, kind in known]
         self.sizes = [
-            Sizes(*each) for each in zip(networks, batch_sizes, self.target_sizes, strict=True)
+            Sizes(*each) for each in zip(networks, batch_sizes, target_sizes, strict=True)
         ]
         self.jobs = np.zeros(len(networks), JOB)
         for job, network, size, loss, alpha, batch_size, key in zip(
@@ -106,7 +103,7 @@ class Models:
             for name in ("capacity", "saved", "row_size", "widest"):
                 job[name] = getattr(size, name)
             job["loss"], job["alpha"] = loss, alpha
-            job["key"] = np.uint64(key[0] | key[1] << 32).astype(np.int64)
+            job["key"] = signed(key)
         self.jobs["n_scores"] = self.n_scores
         self.rooms = np.array([size.room(self.dtype.itemsize) for size in self.sizes])
         self.memories = self.memory_sizes = self.data = self.rows = None

@@ -2,10 +2,11 @@
 
 A step of training is a fixed list of launches for a number of rows: what changes from step to step
 (where the batch begins, how many updates there were, the weight of its rows) lies in the card's
-memory. So a list is made once, done as often as wanted, and captured as a graph where many steps
-are alike. Parameters, statistics and the optimizer's memory have twins on the card; the host's are
-brought up to date when an epoch ends and when the executor is left, and the card's whenever the
-host's have changed. Data go to the card once and must not change while the executor is in use.
+memory. So steps that are alike are captured as a graph, and done again as often as wanted. Small
+networks go another way (epochs.py). Parameters, statistics and the optimizer's memory have twins on
+the card; the host's are brought up to date when an epoch ends and when the executor is left, and
+the card's whenever the host's have changed. Data go to the card once and must not change while the
+executor is in use.
 
 Kernels are named as the reference's functions; matrix products are cuBLAS's. Our kernels add up
 nothing in an order that depends on the card. Results are the same bits run after run; from card to
@@ -21,18 +22,25 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-from skbn.backends.cuda.data import CompressedRows, Data, address, expected, same_bits
+from skbn.backends.cuda.data import (
+    CompressedRows,
+    Data,
+    address,
+    expected,
+    n_scores,
+    same_bits,
+    signed,
+    target_size,
+)
+from skbn.backends.cuda.epochs import SECONDS_PER_CALL, count_virtual
 from skbn.backends.records import (
     LAYER_DTYPE,
     OPTIMIZER_DTYPE,
     Activation,
     LayerKind,
-    LossKind,
     OptimizerKind,
     Statistics,
 )
-
-SECONDS_PER_CALL = 0.05  # so that Ctrl-C is heard
 
 # Steps whose queueing takes longer than their computing are captured as graphs: many of them at
 # once, and one for what is left. Where that begins was estimated (10 TFLOP/s, 5 us a launch).
@@ -60,11 +68,6 @@ def count(size, tile):
 def batch_stop(start, n_rows, size, min_rows):
     """Return where the batch that begins at start ends; a rest shorter than min_rows joins it."""
     return n_rows if n_rows - start - min_rows < size else start + size
-
-
-def count_virtual(n_rows, size):
-    """Return how many virtual batches of this size, or a little more, so many rows make."""
-    return 1 if not size else max(1, count(n_rows - 1, int(size)))
 
 
 class Twin:
@@ -135,16 +138,13 @@ class CUDAExecutor:
         self.alpha = float(alpha)
         self.batch_size = batch_size
         self.dropout_key = dropout_key
-        # A kernel's integers are signed.
-        self.key = int(np.uint64(dropout_key[0] | dropout_key[1] << 32).view(np.int64))
+        self.key = signed(dropout_key)
         self.capacity = batch_size + network.min_rows - 1
         self.n_virtual = max(
             count_virtual(self.capacity, layer["virtual_batch_size"]) for layer in self.layers
         )
-        last = self.layers[-1]
-        is_log_loss = loss_kind in (LossKind.BINARY_LOG_LOSS, LossKind.CATEGORICAL_LOG_LOSS)
-        self.n_scores = 1 if is_log_loss else int(last["n_out"])
-        self.target_size = 1 if loss_kind == LossKind.CATEGORICAL_LOG_LOSS else int(last["n_out"])
+        self.n_scores = n_scores(network, loss_kind)
+        self.target_size = target_size(network, loss_kind)
         self.n_tiles = count(network.n_params, PARAMS_TILE)
         self.widest = max(int(layer[key]) for layer in self.layers for key in STRIDES)
         expected(network.params, self.dtype, network.n_params, "params", writable=True)
@@ -196,7 +196,7 @@ class CUDAExecutor:
             return
         card, rows = self.card, self.capacity
         n_norms = self.n_virtual * self.network.saved_size
-        most_parts = max(self.n_virtual, 1) * count(rows, PART_ROWS)
+        most_parts = self.n_virtual * count(rows, PART_ROWS)
         self.buffers = {
             "activations": card.zeros(rows * self.network.row_size, self.dtype),
             "deltas": card.zeros(rows * self.network.row_size, self.dtype),

@@ -7,14 +7,8 @@ import numpy as np
 
 from skbn.backends.cuda import card as cards
 from skbn.backends.cuda import epochs
-from skbn.backends.cuda.data import Data, expected
+from skbn.backends.cuda.data import Data, expected, target_size
 from skbn.backends.cuda.executor import CUDAExecutor
-from skbn.backends.records import LossKind
-
-
-def target_size(network, loss_kind):
-    """Return how many numbers a row of the targets has."""
-    return 1 if loss_kind == LossKind.CATEGORICAL_LOG_LOSS else network.n_outputs
 
 
 class CUDAModels(epochs.Models):

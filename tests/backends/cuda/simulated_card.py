@@ -44,13 +44,13 @@ class SimulatedCard:
     ----------
     seed : int
         Decides in which order blocks and threads run; no result may depend on it.
-    shared_memory, multiprocessors, memory : int
+    shared_memory, memory : int
         What it has.
     """
 
-    def __init__(self, seed=0, *, shared_memory=101376, multiprocessors=4, memory=2**30):
+    def __init__(self, seed=0, *, shared_memory=101376, memory=2**30):
         self.device, self.name = Device(0), "simulated card"
-        self.multiprocessors, self.shared_memory = multiprocessors, shared_memory
+        self.shared_memory = shared_memory
         self._memory = memory
         self._seeds = itertools.count(seed << 32)
         self._thread = threading.local()  # each has its stream, and may capture

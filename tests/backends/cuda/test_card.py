@@ -200,7 +200,7 @@ def stand_in(monkeypatch, forget):
             return SimpleNamespace(launch=lambda: noted.append("launch"))
 
     class Device:
-        attributes = {"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 101376}
+        attributes = {"MaxSharedMemoryPerBlockOptin": 101376}
 
         def __init__(self, number):
             self.id = number
@@ -227,7 +227,7 @@ def stand_in(monkeypatch, forget):
 def test_there_is_one_object_for_a_card(stand_in):
     card = stand_in.card
     assert card is cards.current()
-    assert (card.name, card.multiprocessors, card.shared_memory) == ("no card", 3, 101376)
+    assert (card.name, card.shared_memory) == ("no card", 101376)
 
 
 @pytest.mark.parametrize("transposed", [(a, b) for a in (False, True) for b in (False, True)])
