@@ -17,6 +17,7 @@ __all__ = [
     "exceptions",
     "fit_many",
     "functional",
+    "show_versions",
 ]
 
 
@@ -34,6 +35,10 @@ def __getattr__(name):
         from skbn._fit_many import fit_many
 
         return fit_many
+    if name == "show_versions":
+        from skbn._show_versions import show_versions
+
+        return show_versions
     if name == "functional":
         return import_module("skbn.functional")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,8 @@ from sklearn.utils._param_validation import (
     make_constraint,
     validate_parameter_constraints,
 )
+from sklearn.utils._show_versions import _get_deps_info as get_deps_info
+from sklearn.utils._show_versions import _get_sys_info as get_sys_info
 from sklearn.utils.multiclass import _check_partial_fit_first_call as check_partial_fit_first_call
 from sklearn.utils.optimize import _check_optimize_result as check_optimize_result
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
@@ -72,6 +74,8 @@ __all__ = [
     "check_sample_weight",
     "convert_to_numpy",
     "fit_context",
+    "get_deps_info",
+    "get_sys_info",
     "has_callbacks",
     "make_constraint",
     "plain_mlp",

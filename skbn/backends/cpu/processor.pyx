@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the processor and the build can do: instruction level and OpenMP. The only file that asks OpenMP anything."""
 
+import os
+
 cdef extern from *:
     """
     #ifdef _OPENMP
@@ -10,6 +12,16 @@ cdef extern from *:
     #else
     static int skbn_openmp(void) { return 0; }
     static int skbn_max_threads(void) { return 1; }
+    #endif
+    #if defined(_OPENMP) && !defined(_WIN32)
+    #include <dlfcn.h>
+    /* Of several runtimes in a process, the one that our calls reach. */
+    static const char *skbn_openmp_runtime(void) {
+        Dl_info info;
+        return dladdr((void *) omp_get_max_threads, &info) ? info.dli_fname : NULL;
+    }
+    #else
+    static const char *skbn_openmp_runtime(void) { return NULL; }
     #endif
     #if defined(__x86_64__) && defined(__GNUC__)
     static int skbn_x86_64_v3(void) {
@@ -29,6 +41,7 @@ cdef extern from *:
     """
     int skbn_openmp()
     int skbn_max_threads()
+    const char* skbn_openmp_runtime()
     int skbn_x86_64_v3()
     int skbn_x86_64_v4()
 
@@ -41,6 +54,12 @@ def has_openmp():
 def openmp_max_threads():
     """Threads that OpenMP would use now: OMP_NUM_THREADS and limits set at run time count."""
     return skbn_max_threads()
+
+
+def openmp_runtime():
+    """Path of the OpenMP library in use, None where there is none or the system does not tell."""
+    cdef const char* path = skbn_openmp_runtime()
+    return os.path.realpath(os.fsdecode(<bytes> path)) if path != NULL else None
 
 
 def instruction_levels():
