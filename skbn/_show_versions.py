@@ -8,7 +8,7 @@ from skbn._version import __version__
 from skbn.backends import description
 
 
-def show_versions():
+def show_versions() -> None:
     """Print versions and settings, for a report of a bug.
 
     Python and the system, packages, what skbn computes with (the instruction level of its kernels,
