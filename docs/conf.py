@@ -55,6 +55,7 @@ myst_substitutions = measured()
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's sections name the types, with shapes and defaults
 autodoc_member_order = "groupwise"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
