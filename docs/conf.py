@@ -27,6 +27,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.extlinks",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -34,6 +35,9 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples", "results"]
 templates_path = ["_templates"]
+highlight_language = "none"  # what says no language is a command or what a program printed
+nitpicky = True
+nitpick_ignore_regex = [(r"py:\w+", r"(sklearn|numpy|scipy|matplotlib)\b.*")]
 
 # ------------------------------------------------------------------------------------------ pages
 
@@ -55,8 +59,13 @@ myst_substitutions = measured()
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's sections name the types, with shapes and defaults
 autodoc_member_order = "groupwise"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+extlinks = {
+    "arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s"),
+    "doi": ("https://doi.org/%s", "doi:%s"),
+}
 
 if tags.has("online"):  # noqa: F821  (Sphinx puts it there)
     extensions.append("sphinx.ext.intersphinx")
@@ -91,8 +100,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
-    "parallel": True,
-    "reset_modules": ("matplotlib",),
+    "parallel": False,  # some examples draw how long fits take
 }
 
 # ------------------------------------------------------------------------------------------ theme
