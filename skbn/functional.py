@@ -5,7 +5,7 @@ Keras. Arrays may have any number of axes and any layout: C or Fortran order, st
 memory-mapped; they are read where they lie if columns or rows touch. Statistics are float64
 whatever the type of the array, with all their digits however far the mean is from zero, and the
 same bits on any number of threads and in any layout. NaN and infinity stay within their column.
-Formulas: docs/design.md (Ioffe & Szegedy, 2015).
+Formulas: docs/user_guide/batch_normalization.md (Ioffe & Szegedy, 2015).
 
 Where x lies on a card, CuPy's or another library's that speaks DLPack, so do all results, float64
 statistics and gradients of gamma and beta among them, in the library of x. Data are never copied
