@@ -136,10 +136,10 @@ for name, measure in (("test accuracy", scores), ("test log loss", losses)):
 # other. Probabilities do. At a dropout of 0.6 the log loss is 0.64 with the statistics of training
 # and 0.46 with those measured anew.
 #
-# Where labels are wrong, batch norm alone is the worst choice: it learns the wrong ones too. Dropout
-# heals that. At 0.4 the networks with and without batch norm are equally good, and with it the log
-# loss is lower. Where labels are right, batch norm alone is as good as anything, and dropout has
-# nothing to add.
+# Where labels are wrong, batch norm alone is the worst choice: it learns the wrong ones too.
+# Dropout heals that. At 0.4 the networks with and without batch norm are equally good, and with it
+# the log loss is lower. Where labels are right, batch norm alone is as good as anything, and
+# dropout has nothing to add.
 
 fig, axes = plt.subplots(2, 2, figsize=(7, 7), sharex=True, sharey="row", layout="constrained")
 lines = [
