@@ -85,9 +85,9 @@ for name, placement in product(data, PLACEMENTS):
 
 # %%
 # Neither is the one mistake. On raw features a plain network loses 6 points of accuracy on breast
-# cancer, 13 on wine, and on diabetes it is worse than the mean of the targets. Batch norm behind the
-# first layer ("before") mends most of that on wine and breast cancer, and all of it on diabetes.
-# With a scaler, with "input" or with both, all are as good as each other.
+# cancer, 13 on wine, and on diabetes it is worse than the mean of the targets. Batch norm behind
+# the first layer ("before") mends most of that on wine and breast cancer, and all of it on
+# diabetes. With a scaler, with "input" or with both, all are as good as each other.
 
 fig, axes = plt.subplots(3, 1, figsize=(7, 8), layout="constrained")
 for ax, name in zip(axes, data, strict=True):
