@@ -34,6 +34,9 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples", "results"]
 templates_path = ["_templates"]
+highlight_language = "none"  # what says no language is a command or what a program printed
+nitpicky = True
+nitpick_ignore_regex = [(r"py:\w+", r"(sklearn|numpy|scipy|matplotlib)\b.*")]
 
 # ------------------------------------------------------------------------------------------ pages
 
@@ -92,8 +95,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
-    "parallel": True,
-    "reset_modules": ("matplotlib",),
+    "parallel": False,  # some examples draw how long fits take
 }
 
 # ------------------------------------------------------------------------------------------ theme
