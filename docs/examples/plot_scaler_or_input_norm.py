@@ -27,7 +27,15 @@ from skbn import MLPClassifierBN, MLPRegressorBN
 # Every network below trains for a fixed number of epochs.
 warnings.simplefilter("ignore", ConvergenceWarning)
 
-plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+        "font.size": 12,
+    }
+)
 BLUE, VERMILION = "#0072b2", "#d55e00"  # Okabe and Ito's
 
 # %%
@@ -89,7 +97,7 @@ for name, placement in product(data, PLACEMENTS):
 # the first layer ("before") mends most of that on wine and breast cancer, and all of it on
 # diabetes. With a scaler, with "input" or with both, all are as good as each other.
 
-fig, axes = plt.subplots(3, 1, figsize=(7, 8), layout="constrained")
+fig, axes = plt.subplots(3, 1, figsize=(7, 8))
 for ax, name in zip(axes, data, strict=True):
     for (height, placement), scaler in product(enumerate(PLACEMENTS), (False, True)):
         colour = BLUE if scaler else VERMILION
@@ -99,7 +107,7 @@ for ax, name in zip(axes, data, strict=True):
         ax.plot(values.mean(), heights[0], "|", ms=12, mew=3, color=colour)
     ax.set_yticks(range(len(PLACEMENTS)), ["none", "before", "input and\nbefore", "input"])
     ax.set(ylim=(3.5, -0.5), xlabel="R2" if name == "diabetes" else "accuracy")
-    ax.set_title(name, loc="left")
+    ax.set_title(name)
     ax.grid(axis="x", color="0.92")
 axes[0].annotate("raw features", (0.865, -0.05), color=VERMILION, weight="bold")
 axes[0].annotate(
@@ -150,7 +158,7 @@ for size in batch_sizes:
 # network should carry its own scaling, to be stored, exported or trained by
 # :func:`~skbn.fit_many` and ``partial_fit`` without another step.
 
-fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 4))
 for placement, colour, label, at in (
     ("input", VERMILION, 'batch_norm="input"', (3.2, 0.945)),
     (None, BLUE, "StandardScaler", (2.1, 0.979)),
@@ -162,5 +170,5 @@ for placement, colour, label, at in (
 ax.set(xscale="log", xlabel="rows in a mini-batch", ylabel="accuracy, breast cancer")
 ax.set_xticks(batch_sizes, batch_sizes)
 ax.minorticks_off()
-ax.set_title("Below 16 rows, the statistics of a batch are a poor scaler", loc="left")
+ax.set_title("Below 16 rows, the statistics of a batch are a poor scaler")
 plt.show()
