@@ -210,6 +210,42 @@ def test_momentum_and_population_statistics(run):
         assert f"{steps} steps" in name
 
 
+def test_training_and_inference_mode(run):
+    example = run()
+    # Columns: as training saw them, weights at rest, moving averages, exact; then test rows.
+    assert example.small.shape == example.large.shape == (5, 15, 5)
+    said, at_rest, moving, exact, tested = example.small.mean(axis=0).T
+    assert said[-1] == pytest.approx(0.966, abs=0.006)
+    assert exact[-1] == pytest.approx(0.998, abs=0.002)
+    assert (said[1:] < tested[1:]).all()
+
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.small))
+    np.testing.assert_allclose(weights + noise, 100 * (exact - said))
+    np.testing.assert_allclose(lag, 100 * (exact - moving))
+    assert weights[0] > 20
+    assert noise[1:].min() > 2
+    assert (noise[4:] > weights[4:] + 1).all()
+    assert lag.max() < 0.5
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.large))
+    assert weights[0] > 20
+    assert noise.max() < 0.7
+    assert noise[5:].max() < 0.1
+    assert (lag[1:8] > 0.3).all()
+    assert lag[1] > 1
+    assert lag[-1] < 0.2
+
+    noise, training_mode, predicted, tested = example.results.mean(axis=1).T  # by batch size
+    np.testing.assert_allclose(noise[:-1] * np.sqrt(example.batch_sizes[:-1]), 1, rtol=0.04)
+    assert 0.9 < noise[-1] * np.sqrt(128) < 0.99
+    gap = 100 * (predicted - training_mode)
+    assert (gap[:-1] > gap[1:] - 0.2).all()
+    assert gap[0] > 6
+    assert gap[1] == pytest.approx(3, abs=0.6)
+    assert gap[-1] < 0.6
+    assert training_mode[1] < tested[1]
+    assert tested[1] > tested.max() - 0.002
+
+
 # Examples that are not yet plain scripts: to go with each that is rewritten.
 
 
