@@ -214,14 +214,12 @@ def test_training_and_inference_mode(run):
     example = run()
     # Columns: as training saw them, weights at rest, moving averages, exact; then test rows.
     assert example.small.shape == example.large.shape == (5, 15, 5)
-    said, at_rest, moving, exact, tested = example.small.mean(axis=0).T
+    said, _, _, exact, tested = example.small.mean(axis=0).T
     assert said[-1] == pytest.approx(0.966, abs=0.006)
     assert exact[-1] == pytest.approx(0.998, abs=0.002)
     assert (said[1:] < tested[1:]).all()
 
     weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.small))
-    np.testing.assert_allclose(weights + noise, 100 * (exact - said))
-    np.testing.assert_allclose(lag, 100 * (exact - moving))
     assert weights[0] > 20
     assert noise[1:].min() > 2
     assert (noise[4:] > weights[4:] + 1).all()
