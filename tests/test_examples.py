@@ -70,7 +70,7 @@ def run(request, monkeypatch, tmp_path, capfd):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_each_has_its_test(path):
-    if path.stem in {"plot_digits_softmax", "plot_normalizers", "plot_placement_on_circles"}:
+    if path.stem in {"plot_digits_softmax", "plot_normalizers"}:
         pytest.skip("not yet a plain script")
     text = path.read_text(encoding="utf-8")
     assert f"test_{path.stem.removeprefix('plot_')}" in globals()
@@ -102,6 +102,146 @@ def test_training_curves(run):
     assert min(folds, key=lambda name: folds[name].mean()) == "none"
     assert example.epochs["none"].count(60) >= 2
     assert 2 * max(example.epochs["after"]) < min(example.epochs["none"])
+
+
+def test_placement_on_circles(run):
+    """Seven networks agree with Keras in training, test, training-mode accuracy and final loss.
+
+    The limit is three standard errors of the difference between two means over 20 seeds. Seeds are
+    fixed, so the test does not flicker; a wrong statistics rule, a missing bias or another momentum
+    moves at least one of the four by far more, as the last lines but one of this paragraph show.
+    """
+    example = run()
+    results, comparison = example.results, example.comparison
+    assert list(comparison) == list(example.keras)
+    assert len(comparison) == 7
+    for differences in comparison.values():
+        assert list(differences) == ["train", "test", "training mode", "loss"]
+    far = {name: row for name, row in comparison.items() if max(map(abs, row.values())) > 3}
+    assert not far, f"differences in standard errors: {far}"
+    assert all(len(runs["test"]) == 20 for runs in results.values())
+    other = example.compare_with_keras("before", results["after"])
+    assert abs(other["training mode"]) > 10
+    assert abs(other["loss"]) > 10
+
+    # The best possible rule: the closed form agrees with a large sample.
+    radii = np.hypot(*example.X_many.T)
+    assert example.factor < example.radius < 1
+    assert np.mean((radii < example.radius) == example.y_many) == pytest.approx(
+        example.best, abs=0.002
+    )
+    assert round(example.best_train, 3) == 0.828
+    assert round(example.best_test, 3) == 0.85
+
+    # Speed, and the end
+    median, test = example.median, {name: runs["test"].mean() for name, runs in results.items()}
+    assert median["after"] == median["after, no gamma, beta"] == 4
+    assert median["none"] == 25
+    assert min(median["before"], median["input"]) > 25
+    assert median["input and after"] <= 4
+    assert example.best_test - 0.005 < test["none"] < example.best_test
+    assert test["after"] == pytest.approx(test["none"], abs=0.002)
+    assert test["after, no gamma, beta"] == pytest.approx(test["after"], abs=0.002)
+    assert max(test["before"], test["input"], test["input and after"]) < test["none"] - 0.015
+    late = [name for name in example.variants if example.keras[name][-1] > median[name] + 6]
+    assert late == ["after", "input and after", "after, no gamma, beta"]
+
+    # bn_momentum is a matter of prediction only: in training the same bits.
+    after, forgetful = results["after"], results["after, no momentum"]
+    np.testing.assert_array_equal(after["training curve"], forgetful["training curve"])
+    np.testing.assert_array_equal(after["loss"], forgetful["loss"])
+    assert forgetful["test"].std() > 2 * after["test"].std()
+
+    # The noise of the batches
+    gaps = {name: test[name] - runs["training mode"].mean() for name, runs in results.items()}
+    assert gaps["none"] == pytest.approx(example.best_test - example.best_train, abs=0.005)
+    assert min(gaps["before"], gaps["input"]) > 0.09 > 0.07 > gaps["input and after"]
+    assert 0.06 > gaps["after"] > 0.04
+    assert round(example.miss, 2) == 0.14
+    assert round(example.best_on_batches, 2) == 0.73
+    assert results["before"]["training mode"].mean() == pytest.approx(0.73, abs=0.01)
+
+    # The grid search: rows are none, after, before, input, input and after.
+    close, scores = example.close, example.scores
+    np.testing.assert_array_equal(close.any(axis=1), [True, True, False, False, True])
+    np.testing.assert_array_equal(close[:, 0], [False, True, False, False, True])
+    assert np.ptp(scores.max(axis=1)[[0, 1, 4]]) < 0.01
+    assert scores[0, 3] == scores[:, 3].max()
+
+
+def test_momentum_and_population_statistics(run):
+    example = run()
+    every, last, short = "all training rows", "0.99", "0.9"
+    at_zero = "0.99 from 0 and 1"
+    errors = {name: np.median(values, axis=0) for name, values in example.errors.items()}
+    curves = {name: np.median(values, axis=0) for name, values in example.accuracies.items()}
+    assert min(errors[last][-1], errors[at_zero][-1]) > 10 > 2 > errors[short].max()
+    assert errors[last][0] == errors[short][0] < 0.2 < 2 < errors[at_zero][0]  # the first step
+    final = example.final
+    assert round(final[every], 2) == pytest.approx(0.97, abs=0.01)
+    assert round(final[last], 2) == pytest.approx(0.64, abs=0.04)
+    assert final[short] == pytest.approx(final[every], abs=0.01)
+    assert final[last] + 0.1 < final[at_zero] < final[short] - 0.05
+    assert curves[at_zero][:60].max() < 0.35 < 0.65 < curves[last][20]
+    assert curves[last].max() < 0.72
+
+    # By hand, with the moving averages, is what predict does after partial_fit.
+    X, y = example.X_test, example.y_test
+    clf = example.clf
+    assert example.recalibrated > example.lagging + 0.2
+    norm = clf.batch_norms_[0]
+    by_hand = example.evaluate(clf, norm.population_mean, norm.population_var, X, y)
+    assert by_hand == example.recalibrated
+    assert example.evaluate(clf, norm.moving_mean, norm.moving_var, X, y) == example.lagging
+
+    wine, digits, both = example.sweeps.values()  # momenta are 0, 0.5, 0.9, 0.99, 0.999
+    for sweep in (wine, digits, both):
+        assert (sweep[1:, :, 1] == sweep[0, :, 1]).all()  # training does not use the averages
+    exact = [sweep[0, :, 1].mean() for sweep in (wine, digits, both)]
+    wine, digits, both = (sweep[..., 0].mean(axis=1) for sweep in (wine, digits, both))
+    assert wine[:3].min() > exact[0] - 0.01
+    assert wine[3:].max() < exact[0] - 0.25
+    assert digits[2:4].min() > exact[1] - 0.01
+    assert digits[0] < exact[1] - 0.1
+    assert both.max() < exact[2] - 0.02
+    for name, rows in zip(example.sweeps, (133, 1347, 133), strict=True):
+        options = example.tasks[name][1]
+        steps = options["max_iter"] * -(-rows // options.get("batch_size", 200))
+        assert f"{steps} steps" in name
+
+
+def test_training_and_inference_mode(run):
+    example = run()
+    # Columns: as training saw them, weights at rest, moving averages, exact; then test rows.
+    assert example.small.shape == example.large.shape == (5, 15, 5)
+    said, _, _, exact, tested = example.small.mean(axis=0).T
+    assert said[-1] == pytest.approx(0.966, abs=0.006)
+    assert exact[-1] == pytest.approx(0.998, abs=0.002)
+    assert (said[1:] < tested[1:]).all()
+
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.small))
+    assert weights[0] > 20
+    assert noise[1:].min() > 2
+    assert (noise[4:] > weights[4:] + 1).all()
+    assert lag.max() < 0.5
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.large))
+    assert weights[0] > 20
+    assert noise.max() < 0.7
+    assert noise[5:].max() < 0.1
+    assert (lag[1:8] > 0.3).all()
+    assert lag[1] > 1
+    assert lag[-1] < 0.2
+
+    noise, training_mode, predicted, tested = example.results.mean(axis=1).T  # by batch size
+    np.testing.assert_allclose(noise[:-1] * np.sqrt(example.batch_sizes[:-1]), 1, rtol=0.04)
+    assert 0.9 < noise[-1] * np.sqrt(128) < 0.99
+    gap = 100 * (predicted - training_mode)
+    assert (gap[:-1] > gap[1:] - 0.2).all()
+    assert gap[0] > 6
+    assert gap[1] == pytest.approx(3, abs=0.6)
+    assert gap[-1] < 0.6
+    assert training_mode[1] < tested[1]
+    assert tested[1] > tested.max() - 0.002
 
 
 # Examples that are not yet plain scripts: to go with each that is rewritten.
@@ -136,34 +276,6 @@ def png_size(path):
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", header[16:24])
-
-
-@pytest.fixture(scope="module")
-def circles():
-    """The example's module."""
-    return load("plot_placement_on_circles")
-
-
-@pytest.fixture(scope="module")
-def circles_results(circles):
-    """The whole experiment, twenty seeds of every variant."""
-    return circles.run_experiment()
-
-
-def test_placement_on_circles_runs(circles, tmp_path):
-    output = run_script("plot_placement_on_circles.py", tmp_path)
-    table, comparison, search, footer = output.strip().split("\n\n")
-    rows = table.splitlines()[3:-1]
-    assert [row[:23].rstrip() for row in rows] == list(circles.VARIANTS)
-    assert len(circles.VARIANTS) == 7
-    assert "standard errors" in comparison
-    assert "chosen: batch_norm=" in search
-    assert "placement_on_circles.png" in footer
-    figure = tmp_path / "placement_on_circles.png"
-    width, height = png_size(figure)
-    assert width >= 1500
-    assert height >= 1000
-    assert figure.stat().st_size > 100_000  # an empty canvas of this size has some 10 kB
 
 
 def test_digits_softmax_runs(tmp_path):
@@ -235,54 +347,3 @@ def test_digits_softmax_reaches_97_percent():
         assert network.n_outputs_ == 10
         assert network.out_activation_ == "softmax"
     assert np.mean([network.score(X_test, y_test) for network in networks]) >= 0.97
-
-
-VARIANTS = [
-    "none",
-    "after",
-    "before",
-    "input",
-    "input and after",
-    "after, no gamma, beta",
-    "after, no momentum",
-]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_circles_agree_with_keras(variant, circles, circles_results):
-    """Means over 20 seeds: train, test, training-mode accuracy and final loss.
-
-    The limit is three standard errors of the difference between two means. Seeds are fixed, so
-    the test does not flicker; a wrong statistics rule, a missing bias or another momentum moves
-    at least one of the four by far more.
-    """
-    comparison = circles.compare_with_keras(circles_results)[variant]
-    assert len(comparison) == 4
-    far = {name: row for name, row in comparison.items() if not abs(row[1]) <= 3}
-    assert not far, f"(difference, difference in standard errors): {far}"
-
-
-def test_circles_comparison_notices_another_network(circles):
-    """The comparison with Keras has the power to tell the variants from one another."""
-    wrong = {"before": circles.run_variant(circles.VARIANTS["after"], range(20))}
-    differences = circles.compare_with_keras(wrong)["before"]
-    assert abs(differences["training_mode"][1]) > 10
-    assert abs(differences["loss"][1]) > 10
-
-
-def test_circles_without_momentum_trains_as_after(circles_results):
-    """bn_momentum is a matter of prediction only: the training columns are the same bits."""
-    after, forgetful = circles_results["after"], circles_results["after, no momentum"]
-    np.testing.assert_array_equal(after["train_curve"], forgetful["train_curve"])
-    np.testing.assert_array_equal(after["loss"], forgetful["loss"])
-    assert forgetful["test"].std() > 2 * after["test"].std()
-
-
-def test_circles_best_possible_rule(circles):
-    """The closed form agrees with a large sample."""
-    from sklearn.datasets import make_circles
-
-    radius, accuracy = circles.best_possible_accuracy()
-    X, y = make_circles(400_000, noise=circles.NOISE, factor=circles.FACTOR, random_state=0)
-    assert circles.FACTOR < radius < 1
-    assert accuracy == pytest.approx(circles.best_score(X, y), abs=0.002)
