@@ -1,27 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the processor and the build can do: instruction level and OpenMP. The only file that asks OpenMP anything."""
 
-import os
-
 cdef extern from *:
     """
     #ifdef _OPENMP
     #include <omp.h>
     static int skbn_openmp(void) { return 1; }
     static int skbn_max_threads(void) { return omp_get_max_threads(); }
+    static size_t skbn_openmp_address(void) { return (size_t) omp_get_max_threads; }
     #else
     static int skbn_openmp(void) { return 0; }
     static int skbn_max_threads(void) { return 1; }
-    #endif
-    #if defined(_OPENMP) && !defined(_WIN32)
-    #include <dlfcn.h>
-    /* Of several runtimes in a process, the one that our calls reach. */
-    static const char *skbn_openmp_runtime(void) {
-        Dl_info info;
-        return dladdr((void *) omp_get_max_threads, &info) ? info.dli_fname : NULL;
-    }
-    #else
-    static const char *skbn_openmp_runtime(void) { return NULL; }
+    static size_t skbn_openmp_address(void) { return 0; }
     #endif
     #if defined(__x86_64__) && defined(__GNUC__)
     static int skbn_x86_64_v3(void) {
@@ -41,7 +31,7 @@ cdef extern from *:
     """
     int skbn_openmp()
     int skbn_max_threads()
-    const char* skbn_openmp_runtime()
+    size_t skbn_openmp_address()
     int skbn_x86_64_v3()
     int skbn_x86_64_v4()
 
@@ -56,10 +46,9 @@ def openmp_max_threads():
     return skbn_max_threads()
 
 
-def openmp_runtime():
-    """Path of the OpenMP library in use, None where there is none or the system does not tell."""
-    cdef const char* path = skbn_openmp_runtime()
-    return os.path.realpath(os.fsdecode(<bytes> path)) if path != NULL else None
+def openmp_address():
+    """Where ``omp_get_max_threads`` lies, which tells OpenMP libraries in one process apart; 0 without OpenMP."""
+    return skbn_openmp_address()
 
 
 def instruction_levels():
