@@ -11,7 +11,12 @@ from mypy.stubtest import parse_options, test_stubs
 
 import skbn
 
+HERE = Path(__file__).parent
 modules = [module.name for module in walk_packages(skbn.__path__, "skbn.")]
 compiled = [name for name in modules if find_spec(name).origin.endswith(tuple(EXTENSION_SUFFIXES))]
-options = ["--ignore-disjoint-bases", "--concise", "--allowlist"]
-sys.exit(test_stubs(parse_options([*compiled, *options, str(Path(__file__).with_suffix(".txt"))])))
+options = [
+    *("--allowlist", str(HERE / "stubs.txt")),
+    *("--mypy-config-file", str(HERE.parent / "pyproject.toml")),
+    *("--concise", "--ignore-disjoint-bases"),
+]
+sys.exit(test_stubs(parse_options([*compiled, *options])))
