@@ -169,6 +169,81 @@ def test_placement_on_circles(run):
     assert scores[0, 3] == scores[:, 3].max()
 
 
+def test_momentum_and_population_statistics(run):
+    example = run()
+    every, last, short = "all training rows", "0.99", "0.9"
+    at_zero = "0.99 from 0 and 1"
+    errors = {name: np.median(values, axis=0) for name, values in example.errors.items()}
+    curves = {name: np.median(values, axis=0) for name, values in example.accuracies.items()}
+    assert min(errors[last][-1], errors[at_zero][-1]) > 10 > 2 > errors[short].max()
+    assert errors[last][0] == errors[short][0] < 0.2 < 2 < errors[at_zero][0]  # the first step
+    final = example.final
+    assert round(final[every], 2) == pytest.approx(0.97, abs=0.01)
+    assert round(final[last], 2) == pytest.approx(0.64, abs=0.04)
+    assert final[short] == pytest.approx(final[every], abs=0.01)
+    assert final[last] + 0.1 < final[at_zero] < final[short] - 0.05
+    assert curves[at_zero][:60].max() < 0.35 < 0.65 < curves[last][20]
+    assert curves[last].max() < 0.72
+
+    # By hand, with the moving averages, is what predict does after partial_fit.
+    X, y = example.X_test, example.y_test
+    clf = example.clf
+    assert example.recalibrated > example.lagging + 0.2
+    norm = clf.batch_norms_[0]
+    by_hand = example.evaluate(clf, norm.population_mean, norm.population_var, X, y)
+    assert by_hand == example.recalibrated
+    assert example.evaluate(clf, norm.moving_mean, norm.moving_var, X, y) == example.lagging
+
+    wine, digits, both = example.sweeps.values()  # momenta are 0, 0.5, 0.9, 0.99, 0.999
+    for sweep in (wine, digits, both):
+        assert (sweep[1:, :, 1] == sweep[0, :, 1]).all()  # training does not use the averages
+    exact = [sweep[0, :, 1].mean() for sweep in (wine, digits, both)]
+    wine, digits, both = (sweep[..., 0].mean(axis=1) for sweep in (wine, digits, both))
+    assert wine[:3].min() > exact[0] - 0.01
+    assert wine[3:].max() < exact[0] - 0.25
+    assert digits[2:4].min() > exact[1] - 0.01
+    assert digits[0] < exact[1] - 0.1
+    assert both.max() < exact[2] - 0.02
+    for name, rows in zip(example.sweeps, (133, 1347, 133), strict=True):
+        options = example.tasks[name][1]
+        steps = options["max_iter"] * -(-rows // options.get("batch_size", 200))
+        assert f"{steps} steps" in name
+
+
+def test_training_and_inference_mode(run):
+    example = run()
+    # Columns: as training saw them, weights at rest, moving averages, exact; then test rows.
+    assert example.small.shape == example.large.shape == (5, 15, 5)
+    said, _, _, exact, tested = example.small.mean(axis=0).T
+    assert said[-1] == pytest.approx(0.966, abs=0.006)
+    assert exact[-1] == pytest.approx(0.998, abs=0.002)
+    assert (said[1:] < tested[1:]).all()
+
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.small))
+    assert weights[0] > 20
+    assert noise[1:].min() > 2
+    assert (noise[4:] > weights[4:] + 1).all()
+    assert lag.max() < 0.5
+    weights, noise, lag = (values.mean(axis=0) for values in example.gaps(example.large))
+    assert weights[0] > 20
+    assert noise.max() < 0.7
+    assert noise[5:].max() < 0.1
+    assert (lag[1:8] > 0.3).all()
+    assert lag[1] > 1
+    assert lag[-1] < 0.2
+
+    noise, training_mode, predicted, tested = example.results.mean(axis=1).T  # by batch size
+    np.testing.assert_allclose(noise[:-1] * np.sqrt(example.batch_sizes[:-1]), 1, rtol=0.04)
+    assert 0.9 < noise[-1] * np.sqrt(128) < 0.99
+    gap = 100 * (predicted - training_mode)
+    assert (gap[:-1] > gap[1:] - 0.2).all()
+    assert gap[0] > 6
+    assert gap[1] == pytest.approx(3, abs=0.6)
+    assert gap[-1] < 0.6
+    assert training_mode[1] < tested[1]
+    assert tested[1] > tested.max() - 0.002
+
+
 # Examples that are not yet plain scripts: to go with each that is rewritten.
 
 
