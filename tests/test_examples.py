@@ -244,6 +244,63 @@ def test_training_and_inference_mode(run):
     assert tested[1] > tested.max() - 0.002
 
 
+def test_higher_learning_rates(run):
+    example = run()
+    places = list(example.placements)
+    assert places == ["none", "input", "before", "after"]
+    tenth, third = 6, 7
+    np.testing.assert_allclose(example.rates[[4, tenth, third]], [0.01, 0.1, 0.1 * np.sqrt(10)])
+    sgd, adam = (
+        {
+            name: np.nan_to_num(values.mean(axis=1))
+            for name, values in example.scores[solver].items()
+        }
+        for solver in ("sgd", "adam")
+    )
+    assert all(values.shape == (11, 5) for values in example.scores["sgd"].values())
+    assert min(sgd["before"][third], sgd["after"][third]) > 0.75
+    assert max(sgd["none"][third], sgd["input"][third]) < 0.25
+    for small in range(3):
+        assert min(sgd["before"][small], sgd["after"][small]) > sgd["none"][small] + 0.1
+    assert adam["after"].argmin() == 0  # no failure at any rate
+    assert adam["after"][tenth:].max() < adam["after"].max() - 0.03
+    assert max(adam[name][third] for name in ("none", "input")) < 0.15
+    for name in ("before", "after"):
+        accuracy, rate = example.best["sgd", name]
+        assert accuracy > example.best["sgd", "none"][0] + 0.005
+        assert rate < example.best["sgd", "none"][1]
+        assert example.ranges["sgd", name][0] < example.ranges["sgd", "none"][0]
+        assert example.ranges["sgd", name][1] >= example.ranges["sgd", "none"][1]
+        assert example.ranges["adam", name][1] > example.ranges["adam", "none"][1]
+    assert example.ranges["sgd", "input"][1] < example.ranges["sgd", "none"][1]
+
+    failed = [
+        len([clf for clf in fits.flat if isinstance(clf, Exception)])
+        for fits in example.networks["sgd"]
+    ]
+    assert failed[0] == failed[2] == 0 < failed[1] < 10 < failed[3]
+    assert all(isinstance(error, ValueError) for error in example.failed)
+    assert "Training diverged in hidden layer" in str(example.failed[-1])
+    assert "Training diverged" in example.printed
+    guessing = {name: np.sum(values < 0.2) for name, values in example.scores["sgd"].items()}
+    assert sum(guessing.values()) > 2 * sum(failed)
+
+    early = {
+        name: np.nan_to_num(values.mean(axis=1)).max() for name, values in example.early.items()
+    }
+    plain = sgd["none"].max()
+    assert early["none"] < 0.8 < early["input"] < plain - 0.03
+    assert min(early["before"], early["after"]) > plain - 0.01
+
+    changes = example.changes
+    assert (
+        max(changes["before"], changes["after"])
+        < 0.01
+        < 0.1
+        < min(changes["none"], changes["input"])
+    )
+
+
 # Examples that are not yet plain scripts: to go with each that is rewritten.
 
 
