@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sklearn
+from sklearn.utils.fixes import parse_version
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
@@ -466,7 +468,8 @@ def test_normalizers(run, alone):
     np.testing.assert_allclose(example.statistics["skbn"], example.exact, rtol=1e-14)
 
     assert max(example.far_errors["skbn"]) < 1e-6
-    assert example.far_errors["StandardScaler"][-1] > 1e-2
+    rounds_its_mean = parse_version(sklearn.__version__) >= parse_version("1.8")
+    assert (example.far_errors["StandardScaler"][-1] > 1e-2) == rounds_its_mean
 
 
 def test_drifting_stream(run):
