@@ -3,7 +3,7 @@
     python asv_benchmarks/measure_gpu.py                 # all, into docs/results/gpu.json
     python asv_benchmarks/measure_gpu.py G3 G4           # these; what is kept of others stays
     python asv_benchmarks/measure_gpu.py --simulate      # does the script work? No card, no figures
-    python asv_benchmarks/render_page.py                 # then: the table of docs/gpu.md
+    python asv_benchmarks/render_page.py                 # then: the table of docs/user_guide/gpu.md
 
     compute-sanitizer --tool memcheck python asv_benchmarks/measure_gpu.py --sanitize
     compute-sanitizer --tool racecheck python asv_benchmarks/measure_gpu.py --sanitize

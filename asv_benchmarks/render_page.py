@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and docs/gpu.md, and figures, from docs/results.
+"""Write tables of docs/benchmarks.md and docs/user_guide/gpu.md, and figures, from docs/results.
 
     python asv_benchmarks/render_page.py
 
@@ -27,7 +27,7 @@ from results import (
 )
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE, GPU_PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "gpu.md", DOCS / "results"
+PAGE, GPU_PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "user_guide" / "gpu.md", DOCS / "results"
 NAMES = ("rivals", "threads", "memory", "arrays")
 
 

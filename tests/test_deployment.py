@@ -21,7 +21,7 @@ from skbn._folding import MIN_ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
+PAGE = Path(__file__).parents[1] / "docs" / "user_guide" / "deployment.md"
 
 PLACEMENTS = [None, "input", "before", "after", ("input", "before", "after")]
 ACTIVATIONS = {

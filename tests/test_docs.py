@@ -16,7 +16,7 @@ import sklearn
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "asv_benchmarks/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "asv_benchmarks/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 # Not among the requirements of the tests; sklearn.callback came with scikit-learn 1.9.

@@ -1,8 +1,8 @@
 """The arrays of a well-known tutorial on normalization layers give the numbers it prints.
 
 "Using Normalization Layers to Improve Deep Learning Models" (machinelearningmastery.com), which
-docs/normalization.md goes through. Its arithmetic is float32's, so its last printed digit may be
-off.
+docs/user_guide/normalization.md goes through. Its arithmetic is float32's, so its last printed
+digit may be off.
 """
 
 # SPDX-License-Identifier: BSD-3-Clause

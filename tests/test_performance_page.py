@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and docs/gpu.md show what docs/results keeps, for every target."""
+"""docs/benchmarks.md and docs/user_guide/gpu.md show what docs/results keeps, for every target."""
 # SPDX-License-Identifier: BSD-3-Clause
 
 import importlib

@@ -635,7 +635,7 @@ def test_other_processes(backend, blobs, seed):
 
 # The page about it.
 
-PAGE = Path(__file__).parents[1] / "docs" / "persistence.md"
+PAGE = Path(__file__).parents[1] / "docs" / "user_guide" / "persistence.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="the tests lie elsewhere than the sources")

@@ -3,7 +3,8 @@
 Each case is a list of calls that both estimators take in turn. After every call one function
 compares all that a user can see: what was printed, warned and raised, every fitted attribute of
 scikit-learn's, every prediction, and the state the random number generator was left in. What
-differs on purpose stands in docs/differences.md; the second half of this file shows it, row by row.
+differs on purpose stands in docs/coming_from/scikit_learn.md; the second half of this file shows
+it, row by row.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
@@ -550,9 +551,10 @@ def test_same_as_sklearn(case, blobs, seed):
         assert_same_model(ours, theirs, X, y, weights, TOLERANCE[case.dtype])
 
 
-# Differences on purpose: a test for every row of docs/differences.md, which its docstring names.
+# Differences on purpose: a test for every row of docs/coming_from/scikit_learn.md, which its
+# docstring names.
 
-TABLE = pathlib.Path(__file__).parents[1] / "docs" / "differences.md"
+TABLE = pathlib.Path(__file__).parents[1] / "docs" / "coming_from" / "scikit_learn.md"
 QUIET = {"hidden_layer_sizes": (6,), "max_iter": 4, "random_state": 0}
 
 
@@ -578,7 +580,8 @@ def quietly(function, *args, **kwargs):
 
 @pytest.mark.skipif(not TABLE.exists(), reason="the pages are not part of this installation")
 def test_every_difference_is_shown():
-    table = [line for line in TABLE.read_text("utf-8").splitlines() if line.startswith("|")]
+    section = TABLE.read_text("utf-8").partition("\n## What differs\n")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
     rows = [line.split("|")[1].strip() for line in table[2:]]
     named = [f.__doc__ for name, f in globals().items() if name.startswith("test_difference")]
     assert sorted(rows) == sorted(named)
