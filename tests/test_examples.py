@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sklearn
+from sklearn.utils.fixes import parse_version
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
@@ -336,10 +338,10 @@ def test_saturating_activations(run):
 def test_batch_size_and_virtual_batches(run):
     example = run()
     np.testing.assert_allclose(np.abs(example.normalized[2]), 1, rtol=1e-4)
-    for size, limit in ((32, 0.35), (64, 0.35), (128, 0.35)):
+    for size in (32, 64, 128):
         low, high = np.quantile(example.normalized[size], [0.05, 0.95])
-        assert 1 - limit <= low < 1 < high <= 1 + limit
-    assert np.quantile(example.normalized[16], 0.05) < 0.65
+        assert 0.6 < low < 1 < high < 1.4
+    assert np.quantile(example.normalized[16], 0.05) < 0.6
 
     none, before = (
         {size: np.mean(example.scores[place, size]) for size in example.batch_sizes}
@@ -504,7 +506,8 @@ def test_normalizers(run, alone):
     np.testing.assert_allclose(example.statistics["skbn"], example.exact, rtol=1e-14)
 
     assert max(example.far_errors["skbn"]) < 1e-6
-    assert example.far_errors["StandardScaler"][-1] > 1e-2
+    rounds_its_mean = parse_version(sklearn.__version__) >= parse_version("1.8")
+    assert (example.far_errors["StandardScaler"][-1] > 1e-2) == rounds_its_mean
 
 
 def test_drifting_stream(run):
