@@ -297,6 +297,44 @@ def test_higher_learning_rates(run):
     )
 
 
+def test_saturating_activations(run):
+    example = run()
+    scores = {name: values.mean(axis=1) for name, values in example.by_factor.items()}
+    assert list(example.factors) == [0.01, 0.1, 1, 10, 100, 1000]
+    for name in ("input", "before"):
+        assert np.ptp(scores[name]) < 0.02
+        assert scores[name].min() > 0.95
+    assert scores["none"][0] < 0.75
+    assert scores["after"][:4].min() > 0.95
+    for name in ("none", "after"):
+        assert scores["before"][4] - scores[name][4] > 0.02
+        assert scores["before"][5] - scores[name][5] > 0.05
+
+    saturated = example.saturated
+    assert saturated["none", 1000] > 0.99 > 0.02 > saturated["none", 1]
+    assert saturated["before", 1] == pytest.approx(saturated["before", 1000], abs=0.01)
+    assert saturated["before", 1] < 0.03
+
+    scores = {case: values.mean(axis=1) for case, values in example.by_depth.items()}
+    assert example.depths == [1, 2, 4, 8, 12]
+    plain = scores["logistic", "none"]
+    assert (plain[:3] > plain[1:4] + 0.1).all()
+    assert plain[3:].max() < 0.15
+    for name in ("before", "after"):
+        assert np.ptp(scores["logistic", name]) < 0.03
+        assert scores["logistic", name].min() > 0.93
+        assert scores["tanh", name][4] < scores["tanh", "none"][4] - 0.03
+    assert scores["tanh", "none"].min() > 0.91
+
+    # Spread of the activations and size of the gradients, layer by layer.
+    start = {case: values.mean(axis=0) for case, values in example.start.items()}
+    spread, gradient = start["logistic", "none"]
+    np.testing.assert_allclose(spread[:-1] / spread[1:], 7, rtol=0.1)
+    np.testing.assert_allclose(gradient[1:] / gradient[:-1], 7, rtol=0.3)
+    for case in (*[("logistic", name) for name in ("before", "after")], ("tanh", "none")):
+        assert start[case].max(axis=1) == pytest.approx(start[case].min(axis=1), rel=2)
+
+
 def test_batch_size_and_virtual_batches(run):
     example = run()
     np.testing.assert_allclose(np.abs(example.normalized[2]), 1, rtol=1e-4)
