@@ -1,0 +1,378 @@
+"""Write docs/does_it_help.md and its figures from docs/results/does_it_help.json.
+
+    python asv_benchmarks/render_study.py
+
+The text is does_it_help.md beside this script, with names in braces where numbers and tables go.
+Figures need matplotlib.
+"""
+# SPDX-License-Identifier: BSD-3-Clause
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+from does_it_help import (
+    AMONG,
+    CLOSE,
+    CONTENDERS,
+    DATA,
+    EPOCHS,
+    LINEAR,
+    N_REPEATS,
+    N_SPLITS,
+    N_TIMES,
+    NONE,
+    PLACEMENTS,
+    RAW,
+    REGIMES,
+    RESULTS,
+    SETTINGS,
+    SKLEARN,
+    STANDARDIZED,
+    TARGET_AS_IT_IS,
+    TREES,
+)
+from render_page import STYLE, digest, save
+from results import table
+from scipy import stats
+
+from skbn import MLPClassifierBN, MLPRegressorBN
+
+TEMPLATE = Path(__file__).with_suffix("").with_name("does_it_help.md")
+PAGE = RESULTS.parents[1] / "does_it_help.md"
+N_RESAMPLES = 10_000
+FLOOR = 0.001  # errors below this count as this
+KINDS = {
+    "classification": [data.name for data in DATA if not data.is_regression],
+    "regression": [data.name for data in DATA if data.is_regression],
+}
+ALL = [name for names in KINDS.values() for name in names]
+NETS = [name for name in PLACEMENTS if name != NONE]
+RANKED = [name for name in CONTENDERS if name != SKLEARN]  # it ties with ours without batch norm
+
+
+class Study:
+    """What was measured, by data set, regime, contender and setting."""
+
+    def __init__(self, results):
+        self.about = results
+        keys = ("data", "regime", "name", "setting")
+        self.rows = {tuple(row[key] for key in keys): row for row in results["scores"]}
+        self.times = {(row["data"], row["name"]): row for row in results["times"]}
+
+    def row(self, data, regime, name, setting=None):
+        return self.rows[data, RAW if name == TREES else regime, name, setting]
+
+    def scores(self, *key):
+        return np.array(self.row(*key)["scores"])
+
+    def error(self, *key):
+        """1 - accuracy or 1 - R2, between 0.001 and 1: no better than guessing."""
+        return np.clip(1 - self.scores(*key).mean(), FLOOR, 1)
+
+    def difference(self, data, regime, one, other, settings=(None, None)):
+        """Mean difference of the scores of two contenders, with its interval."""
+        pair = [self.scores(data, regime, *of) for of in zip((one, other), settings, strict=True)]
+        n = min(map(len, pair))
+        return corrected_interval(pair[0][:n] - pair[1][:n])
+
+    def tally(self, sets, regime, one, other, settings=(None, None)):
+        """Wins, ties and losses of one contender against another."""
+        found = [self.difference(data, regime, one, other, settings) for data in sets]
+        wins = sum(low > 0 for _, low, _ in found)
+        losses = sum(high < 0 for _, _, high in found)
+        return wins, len(found) - wins - losses, losses
+
+    def ratio(self, sets, regimes, one, other=NONE, settings=(None, None)):
+        """Geometric mean over data sets of the ratio of errors, with its interval."""
+        pair = list(zip((one, other), settings, strict=True))
+        logs = [
+            [np.log(self.error(data, regime, *of)) for of in pair]
+            for data in sets
+            for regime in regimes
+        ]
+        logs = np.subtract(*np.transpose(logs)).reshape(len(sets), -1).mean(axis=1)
+        rng = np.random.default_rng(0)
+        means = rng.choice(logs, (N_RESAMPLES, len(logs))).mean(axis=1)
+        return np.exp([logs.mean(), *np.quantile(means, (0.025, 0.975))])
+
+    def ranks(self, sets, regime):
+        """Mean ranks of the contenders, their critical difference, and Friedman's p."""
+        means = [[self.scores(data, regime, name).mean() for name in RANKED] for data in sets]
+        found = stats.rankdata(np.negative(np.round(means, 6)), axis=1)
+        k, n = len(RANKED), len(sets)
+        critical = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
+        p = stats.friedmanchisquare(*np.transpose(means)).pvalue
+        return found.mean(axis=0), critical * np.sqrt(k * (k + 1) / (6 * n)), p
+
+    def seconds(self, data, name):
+        return np.median(self.times[data, name]["seconds"])
+
+    def slower(self, sets, name, other=NONE):
+        """Geometric mean of the ratio of fit times."""
+        logs = [np.log(self.seconds(data, name) / self.seconds(data, other)) for data in sets]
+        return np.exp(np.mean(logs))
+
+    def reached(self, sets, regime, name, in_time=False):
+        """Epochs (or seconds) to come close to NONE's last score, over NONE's; inf if never."""
+        found = []
+        for data in sets:
+            pair = []
+            for who in (name, NONE):
+                epochs = self.row(data, regime, who)["reached"] or np.inf
+                if in_time:
+                    epochs *= self.seconds(data, who) / self.times[data, who]["epochs"]
+                pair.append(epochs)
+            found.append(pair[0] / pair[1])
+        return np.array(found)
+
+    def curve(self, sets, regime, name):
+        """Geometric mean of the error epoch by epoch, over NONE's last."""
+        logs = [
+            np.log(np.clip(1 - np.array(self.row(data, regime, name)["curve"]), FLOOR, 1))
+            - np.log(np.clip(1 - self.row(data, regime, NONE)["curve"][-1], FLOOR, 1))
+            for data in sets
+        ]
+        return np.exp(np.mean(logs, axis=0))
+
+    def unconverged(self, sets, regimes, name, setting=None):
+        """The share of fits that stopped before they had converged."""
+        rows = [self.row(data, regime, name, setting) for data in sets for regime in regimes]
+        return sum(r["unconverged"] for r in rows) / sum(len(r["scores"]) for r in rows)
+
+
+def corrected_interval(differences):
+    """Mean and 95 % interval of differences fold by fold, by the corrected resampled t test."""
+    n = len(differences)
+    inflated = np.sqrt(1 / n + 1 / (N_SPLITS - 1)) * differences.std(ddof=1)
+    half = stats.t.ppf(0.975, n - 1) * inflated
+    return differences.mean(), differences.mean() - half, differences.mean() + half
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def default_of(kind):
+    """The name of the placement that is the estimator's default."""
+    estimator = {"classification": MLPClassifierBN, "regression": MLPRegressorBN}[kind]()
+    return next(name for name, value in PLACEMENTS.items() if value == estimator.batch_norm)
+
+
+class Compared:
+    """One contender against another: ``ratio`` of errors, its bounds, wins, ties, losses."""
+
+    def __init__(self, study, sets, regimes, one, other, settings=(None, None)):
+        self.ratio, self.low, self.high = study.ratio(sets, regimes, one, other, settings)
+        tallies = [study.tally(sets, regime, one, other, settings) for regime in regimes]
+        self.wins, self.ties, self.losses = np.sum(tallies, axis=0).tolist()
+
+    def __str__(self):
+        ratio = f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+        ratio = f"**{ratio}**" if self.low > 1 or self.high < 1 else ratio
+        return f"{self.wins} / {self.ties} / {self.losses}; {ratio}"
+
+
+def against(study, names, other_of):
+    """A table of comparisons, a column for every kind of data and regime."""
+    columns = [(kind, regime) for kind in KINDS for regime in REGIMES]
+    yield ["", *(f"{kind}, {regime}" for kind, regime in columns)]
+    for name in names:
+        cells = []
+        for kind, regime in columns:
+            other = other_of(kind)
+            same = name == other
+            cells.append(
+                "-" if same else str(Compared(study, KINDS[kind], [regime], name, other))
+            )
+        yield [name, *cells]
+
+
+def every_score(study, regime):
+    """Mean scores of all contenders on all data sets, the best of them in bold."""
+    yield ["", *RANKED]
+    for data in ALL:
+        means = [f"{study.scores(data, regime, name).mean():.3f}" for name in RANKED]
+        best = max(means, key=float)
+        yield [data, *(f"**{mean}**" if mean == best else mean for mean in means)]
+
+
+def speeds(study, sets):
+    """Fit times, and epochs to reach the quality that a net without batch norm ends with."""
+    yield ["", "time of a fit", "epochs of a fit", "epochs to the same quality", "never there"]
+    for name in CONTENDERS:
+        cells = [f"{study.slower(sets, name):.2f}", "-", "-", "-"]
+        if name in PLACEMENTS:
+            epochs = [
+                np.mean(study.row(data, STANDARDIZED, name)["epochs"])
+                / np.mean(study.row(data, STANDARDIZED, NONE)["epochs"])
+                for data in sets
+            ]
+            reached = study.reached(sets, STANDARDIZED, name)
+            cells[1] = f"{np.exp(np.mean(np.log(epochs))):.2f}"
+            cells[2] = f"{np.median(reached):.2f}"
+            cells[3] = f"{np.isinf(reached).sum()} of {len(sets)}"
+        yield [name, *cells]
+
+
+def other_defaults(study, sets):
+    """Every setting against the same network with its default."""
+    yield ["", *AMONG]
+    settings = [*SETTINGS, *([TARGET_AS_IT_IS] if sets == KINDS["regression"] else [])]
+    for setting in settings:
+        cells = []
+        for name in AMONG:
+            known = (sets[0], STANDARDIZED, name, setting) in study.rows
+            how = (study, sets, [STANDARDIZED], name, name, (setting, None))
+            cells.append(str(Compared(*how)) if known else "-")
+        yield [setting if setting == TARGET_AS_IT_IS else f"`{setting}`", *cells]
+
+
+def stopped_early(study):
+    """How many fits in a hundred stopped before they had converged."""
+    columns = [(kind, regime) for kind in KINDS for regime in REGIMES]
+    yield ["", *(f"{kind}, {regime}" for kind, regime in columns)]
+    for name in [*RANKED[:-2], LINEAR]:
+        shares = [study.unconverged(KINDS[kind], [regime], name) for kind, regime in columns]
+        yield [name, *(f"{100 * share:.0f} %" for share in shares)]
+
+
+def data_sets():
+    """What the data sets are."""
+    yield ["", "rows", "features", "score"]
+    names = {"accuracy_score": "accuracy", "r2_score": "R2"}
+    for data in DATA:
+        X, y = data.load()
+        score = names.get(data.score.__name__, "balanced accuracy")
+        classes = "" if data.is_regression else f", {len(np.unique(y))} classes"
+        yield [data.name, f"{len(X):,}", str(X.shape[1]), score + classes]
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+# Okabe and Ito's colours.
+COLOURS = {
+    NONE: "#5c5c5c",
+    "before": "#e69f00",
+    "after": "#0072b2",
+    "input": "#009e73",
+    "input + before": "#d55e00",
+    "input + after": "#56b4e9",
+    TREES: "#cc79a7",
+    LINEAR: "#000000",
+    SKLEARN: "#5c5c5c",
+    RAW: "#d55e00",
+    STANDARDIZED: "#0072b2",
+}
+
+
+def draw_differences(plt, study):
+    """Every data set: what each placement wins or loses."""
+    shown = ["before", "after", "input", "input + after"]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(9, 8.2), sharex=True, sharey=True, layout="constrained"
+    )
+    gap = 1.2  # between classification and regression
+    where = {data: y + gap * (data in KINDS["regression"]) for y, data in enumerate(ALL)}
+    for ax, name in zip(axes, shown, strict=True):
+        for regime, shift in zip(REGIMES, (-0.17, 0.17), strict=True):
+            for data, y in where.items():
+                found = study.difference(data, regime, name, NONE)
+                mean, low, high = (100 * value for value in found)
+                sure = low > 0 or high < 0
+                colour = COLOURS[regime]
+                face = colour if sure else "white"
+                ax.plot([low, high], [y + shift] * 2, color=colour, lw=1.2, zorder=2)
+                ax.plot(mean, y + shift, "o", ms=4, color=colour, mfc=face, zorder=3)
+        ax.axvline(0, color="0.4", lw=0.8, zorder=1)
+        ax.set_xscale("symlog", linthresh=2, linscale=0.6)
+        ax.set_xticks([-20, -2, 0, 2, 20], ["-20", "-2", "0", "2", "20"])
+        ax.set_xticks([], minor=True)
+        ax.set(title=name, xlim=(-70, 90))
+        ax.grid(axis="y", color="0.92", lw=0.8)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.set_axisbelow(True)
+    axes[0].set_yticks(list(where.values()), list(where))
+    axes[0].set_ylim(max(where.values()) + 0.6, -0.6)
+    handles = [
+        plt.Line2D([], [], color=COLOURS[regime], marker="o", ms=4, label=f"features {regime}")
+        for regime in REGIMES
+    ]
+    handles.append(
+        plt.Line2D([], [], color="0.4", marker="o", ms=4, mfc="white", label="interval holds 0")
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.supxlabel("points of accuracy or R2 above the same network without batch norm", size=9)
+    figure.suptitle("What batch norm wins (right) and loses (left)", x=0.01, ha="left")
+    return figure
+
+
+def draw_ranks(plt, study):
+    """Mean ranks with their critical difference."""
+    figure, axes = plt.subplots(
+        2, 2, figsize=(9, 5), sharex=True, sharey=True, layout="constrained"
+    )
+    for row, (kind, sets) in zip(axes, KINDS.items(), strict=True):
+        for ax, regime in zip(row, REGIMES, strict=True):
+            means, critical, _ = study.ranks(sets, regime)
+            best = means.min()
+            ax.axvspan(best, best + critical, color="0.94", lw=0, zorder=0)
+            for y, (name, mean) in enumerate(zip(RANKED, means, strict=True)):
+                ax.plot([1, mean], [y, y], color="0.85", lw=0.8, zorder=1)
+                ax.plot(mean, y, "o", ms=7, color=COLOURS[name], zorder=2)
+                ax.annotate(f"{mean:.1f}", (mean, y), (6, 0), textcoords="offset points", va="center")
+            ax.set_title(f"{kind}, features {regime}: {len(sets)} sets")
+            ax.set(xlim=(1, len(RANKED)), ylim=(len(RANKED) - 0.5, -0.5))
+            ax.set_yticks(range(len(RANKED)), RANKED)
+            ax.tick_params(axis="y", length=0)
+    figure.supxlabel("mean rank, 1 is best; grey: no further from the best than chance", size=9)
+    return figure
+
+
+def draw_time(plt, study):
+    """The time of a fit beside the error."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for ax, (kind, sets) in zip(axes, KINDS.items(), strict=True):
+        for name in CONTENDERS:
+            x, y = study.slower(sets, name), 1.0
+            if name != SKLEARN:
+                y = study.ratio(sets, [STANDARDIZED], name)[0]
+            ax.plot(x, y, "o", ms=7, color=COLOURS[name])
+            ax.annotate(name, (x, y), (6, 4), textcoords="offset points", color=COLOURS[name])
+        ax.set(xscale="log", title=kind, xlabel="time of a fit over that without batch norm")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.margins(x=0.25, y=0.12)
+    axes[0].set_ylabel("error over that without batch norm")
+    return figure
+
+
+def draw_epochs(plt, study):
+    """Errors on test rows from epoch to epoch."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for ax, (kind, sets) in zip(axes, KINDS.items(), strict=True):
+        ends = {name: study.curve(sets, STANDARDIZED, name) for name in PLACEMENTS}
+        for name, curve in ends.items():
+            ax.plot(EPOCHS, curve, "o-", ms=3, lw=1.5, color=COLOURS[name], label=name)
+        ax.axhline(1, color="0.7", lw=0.8, zorder=0)
+        ax.set(xscale="log", yscale="log", title=kind, xlabel="epoch")
+        ax.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        ticks = [tick for tick in (0.8, 1, 1.5, 2, 3, 5, 8) if ax.get_ylim()[0] < tick < ax.get_ylim()[1]]
+        ax.set_yticks(ticks, map("{:g}".format, ticks))
+        ax.yaxis.set_minor_locator(plt.NullLocator())
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("error over what a net without batch norm ends with")
+    return figure
+
+
+def figures(results):
+    """Each figure's rows and how they are drawn, by file name."""
+    study = Study(results)
+    draws = {"": draw_differences, "_ranks": draw_ranks, "_time": draw_time, "_epochs": draw_epochs}
+    return {
+        f"{RESULTS.stem}{name}.png": (
+            [results["scores"], results["times"]],
+            lambda plt, _, draw=draw: draw(plt, study),
+        )
+        for name, draw in draws.items()
+    }
