@@ -270,6 +270,8 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
     See Also
     --------
     sklearn.neural_network.MLPClassifier : The same without batch normalization.
+    MLPRegressorBN : The regressor.
+    fit_many : Fits many estimators in one call.
     TrainingCurveDisplay : Draws the training and validation curves.
 
     Notes
@@ -298,14 +300,41 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     Examples
     --------
+    Fit, predict, and see where batch normalization stands:
+
     >>> from sklearn.datasets import make_circles
     >>> from skbn import MLPClassifierBN
     >>> X, y = make_circles(1000, noise=0.1, random_state=1)
-    >>> clf = MLPClassifierBN((50,), random_state=0).fit(X[:500], y[:500])
-    >>> clf.score(X[500:], y[500:]) > 0.8
+    >>> X_train, X_test, y_train, y_test = X[:500], X[500:], y[:500], y[500:]
+    >>> clf = MLPClassifierBN((50,), random_state=0).fit(X_train, y_train)
+    >>> clf.predict(X_test).shape, clf.predict_proba(X_test).shape
+    ((500,), (500, 2))
+    >>> clf.score(X_test, y_test) > 0.8
     True
-    >>> clf.batch_norms_[0].position
-    'after'
+    >>> clf.batch_norms_
+    [BatchNormRecord(position='after', layer=0, 50 units)]
+
+    Stop on rows of one's own, and get the best epoch back:
+
+    >>> clf = MLPClassifierBN((50,), batch_norm=("input", "before"), early_stopping=True)
+    >>> clf = clf.fit(X_train, y_train, X_val=X_test, y_val=y_test)
+    >>> clf.best_validation_score_ == max(clf.validation_scores_)
+    True
+
+    Learn from pieces, then measure the statistics on rows that stand for all:
+
+    >>> clf = MLPClassifierBN((50,), random_state=0)
+    >>> for piece in range(5):
+    ...     clf = clf.partial_fit(X_train[piece::5], y_train[piece::5], classes=[0, 1])
+    >>> clf = clf.recalibrate(X_train)
+
+    Take the network out: activations, plain weights, an MLP of scikit-learn's:
+
+    >>> clf.transform_hidden(X_test).shape
+    (500, 50)
+    >>> coefs, intercepts = clf.fold()
+    >>> clf.to_sklearn().score(X_test, y_test) == clf.score(X_test, y_test)
+    True
     """
 
     _plain_class = MLPClassifier

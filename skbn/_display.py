@@ -155,7 +155,19 @@ class TrainingCurveDisplay:
 
     Examples
     --------
-    >>> from skbn import TrainingCurveDisplay
+    What a fit has recorded, and several fits side by side:
+
+    >>> from sklearn.datasets import load_iris
+    >>> from skbn import MLPClassifierBN, TrainingCurveDisplay
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = MLPClassifierBN((20,), learning_rate_init=0.01, random_state=0).fit(X, y)
+    >>> display = TrainingCurveDisplay.from_estimator(clf, kind="both")
+    >>> plain = MLPClassifierBN((20,), batch_norm=None, learning_rate_init=0.01, random_state=0)
+    >>> TrainingCurveDisplay.from_estimators({"none": plain.fit(X, y), "after": clf})
+    <...>
+
+    Numbers from elsewhere:
+
     >>> curves = {"train_loss": [0.7, 0.5, 0.4], "validation_loss": [0.6, 0.5, 0.5]}
     >>> TrainingCurveDisplay(curves=[curves]).plot()
     <...>

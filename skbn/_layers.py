@@ -3,7 +3,7 @@
 A layer is a small frozen description. :class:`skbn._network.Network` turns a list of them into the
 record table and the flat vectors that executors walk. A new kind (convolution, pooling, LSTM)
 starts here: one dataclass that says which tensors it owns, how much state it keeps and what goes in
-its record; docs/design.md lists the other places.
+its record; docs/adding_a_layer.md lists the other places.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 

@@ -272,6 +272,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
     --------
     MLPClassifierBN : The classifier.
     sklearn.neural_network.MLPRegressor : The same without batch normalization.
+    fit_many : Fits many estimators in one call.
     TrainingCurveDisplay : Draws the training and validation curves.
 
     Notes
@@ -306,8 +307,28 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
     >>> from skbn import MLPRegressorBN
     >>> X, y = make_regression(500, n_features=5, noise=10, random_state=0)
     >>> reg = MLPRegressorBN(learning_rate_init=0.01, random_state=0).fit(X[:400], y[:400])
+    >>> reg.predict(X[400:]).shape
+    (100,)
     >>> reg.score(X[400:], y[400:]) > 0.9
     True
+
+    Targets that are large numbers are scaled, so that the default learning rate suits them:
+
+    >>> from sklearn.compose import TransformedTargetRegressor
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> scaled = TransformedTargetRegressor(
+    ...     MLPRegressorBN("huber", random_state=0), transformer=StandardScaler()
+    ... )
+    >>> scaled.fit(X[:400], 1000 * y[:400]).score(X[400:], 1000 * y[400:]) > 0.9
+    True
+
+    Take the network out: activations, plain weights, an MLP of scikit-learn's:
+
+    >>> reg.transform_hidden(X).shape
+    (500, 100)
+    >>> coefs, intercepts = reg.fold()
+    >>> reg.to_sklearn()
+    MLPRegressor(...)
     """
 
     _plain_class = MLPRegressor

@@ -114,8 +114,28 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     array([[-1.22474487,  0.        ],
            [ 0.        ,  0.        ],
            [ 1.22474487,  0.        ]])
+    >>> norm.inverse_transform(norm.transform(X))
+    array([[ 1., 10.],
+           [ 2., 10.],
+           [ 3., 10.]])
+
+    Chunks leave no trace, unless `momentum` lets older ones fade:
+
     >>> norm.partial_fit([[6.0, 14.0]]).mean_
     array([ 3., 11.])
+    >>> fading = BatchNormTransformer(momentum=0.9).partial_fit(X)
+    >>> fading.partial_fit([[6.0, 14.0]]).mean_.round(2)
+    array([ 4.11, 12.11])
+
+    Pictures by their channels, with 5 as mean and 2 as standard deviation of the output:
+
+    >>> pictures = np.arange(48.0).reshape(4, 2, 2, 3)
+    >>> norm = BatchNormTransformer(epsilon=0.0, gamma=2.0, beta=5.0).fit(pictures)
+    >>> norm.mean_
+    array([22.5, 23.5, 24.5])
+    >>> out = norm.transform(pictures)
+    >>> out.mean(axis=(0, 1, 2)), out.std(axis=(0, 1, 2))
+    (array([5., 5., 5.]), array([2., 2., 2.]))
     """
 
     _parameter_constraints: dict = {

@@ -19,6 +19,20 @@ class InconsistentVersionWarning(UserWarning):
 
     original_skbn_version : str
         Version of skbn that stored it.
+
+    Examples
+    --------
+    Make it an error where models are loaded:
+
+    >>> import pickle
+    >>> import warnings
+    >>> from skbn import MLPClassifierBN
+    >>> from skbn.exceptions import InconsistentVersionWarning
+    >>> stored = pickle.dumps(MLPClassifierBN())
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", InconsistentVersionWarning)
+    ...     pickle.loads(stored)
+    MLPClassifierBN()
     """
 
     def __init__(self, *, estimator_name, current_skbn_version, original_skbn_version):

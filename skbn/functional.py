@@ -5,7 +5,7 @@ Keras. Arrays may have any number of axes and any layout: C or Fortran order, st
 memory-mapped; they are read where they lie if columns or rows touch. Statistics are float64
 whatever the type of the array, with all their digits however far the mean is from zero, and the
 same bits on any number of threads and in any layout. NaN and infinity stay within their column.
-Formulas: docs/design.md (Ioffe & Szegedy, 2015).
+Formulas: docs/user_guide/batch_normalization.md (Ioffe & Szegedy, 2015).
 
 Where x lies on a card, CuPy's or another library's that speaks DLPack, so do all results, float64
 statistics and gradients of gamma and beta among them, in the library of x. Data are never copied
@@ -51,6 +51,19 @@ class BatchNormSaved:
         Weights of the samples, NumPy's wherever x lies.
     statistics : ndarray of float64 of shape (4, n_entries)
         What the backend keeps: mean in two parts, variance and 1/std, one after the other.
+
+    See Also
+    --------
+    batch_norm : Gives it.
+    batch_norm_backward : Takes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbn.functional import batch_norm
+    >>> _, saved = batch_norm(np.array([[1.0], [3.0]]), epsilon=0.0)
+    >>> saved.mean, saved.var, saved.inv_std
+    (array([2.]), array([1.]), array([1.]))
     """
 
     x: np.ndarray
@@ -181,6 +194,14 @@ def batch_norm(
     array([-1.22474487,  0.        ,  1.22474487])
     >>> saved.mean, saved.var
     (array([2.]), array([0.66666667]))
+
+    Pictures, (batch, height, width, channels), are normalized by their channels; with channels
+    first, ``axis=1``:
+
+    >>> pictures = np.arange(48.0).reshape(4, 2, 2, 3)
+    >>> y, saved = batch_norm(pictures, activation="relu")
+    >>> y.shape, saved.mean
+    ((4, 2, 2, 3), array([22.5, 23.5, 24.5]))
     """
     x, place = received(x)
     operands = operands_like(x)
@@ -241,6 +262,10 @@ def batch_norm_backward(dy, saved, *, out=None):
     ValueError
         If the shape of dy is not that of x, or if ``out`` does not fit.
 
+    See Also
+    --------
+    batch_norm : What is differentiated.
+
     Notes
     -----
     A sample of weight 0 has no part in the statistics, but its output is one like any other and has
@@ -250,10 +275,12 @@ def batch_norm_backward(dy, saved, *, out=None):
     --------
     >>> import numpy as np
     >>> from skbn.functional import batch_norm, batch_norm_backward
-    >>> y, saved = batch_norm(np.array([[1.0], [2.0], [4.0]]))
-    >>> dx, dgamma, dbeta = batch_norm_backward(np.ones((3, 1)), saved)
-    >>> dbeta
-    array([3.])
+    >>> y, saved = batch_norm(np.array([[1.0], [2.0], [3.0]]), epsilon=0.0)
+    >>> dx, dgamma, dbeta = batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), saved)
+    >>> dgamma.round(3), dbeta
+    (array([-1.225]), array([1.]))
+    >>> dx.ravel().round(3)  # neither a shift nor a scale of x would change y
+    array([ 0.204, -0.408,  0.204])
     """
     x, place = received(saved.x)
     operands = operands_like(x)

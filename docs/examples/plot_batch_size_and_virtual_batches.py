@@ -27,7 +27,15 @@ from skbn.functional import batch_norm
 # Every network below trains for a fixed number of epochs.
 warnings.simplefilter("ignore", ConvergenceWarning)
 
-plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+        "font.size": 12,
+    }
+)
 GREY, BLUE, VERMILION = "#5c5c5c", "#0072b2", "#d55e00"  # Okabe and Ito's
 
 # %%
@@ -51,7 +59,7 @@ for size in sizes:
 
 # %%
 
-fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 4))
 for position, values in enumerate(normalized.values()):
     jitter = rng.uniform(-0.3, 0.3, len(values))
     ax.scatter(position + jitter, values, s=9, color=BLUE, alpha=0.35, lw=0)
@@ -59,7 +67,7 @@ ax.axhline(1, color=VERMILION, lw=1.5, zorder=0)
 ax.annotate("by the statistics of all rows", (6.5, 1.75), ha="right", color=VERMILION)
 ax.set_xticks(range(len(sizes)), sizes)
 ax.set(xlabel="rows in the batch", ylabel="the same row, normalized")
-ax.set_title("What a row becomes depends on its companions", loc="left")
+ax.set_title("What a row becomes depends on its companions")
 plt.show()
 
 # %%
@@ -122,9 +130,7 @@ for size in batch_sizes:
 # An epoch of small batches takes longer, with batch norm or without, because there are more of
 # them. The lower panel is the mean time of a fit on one core of the machine that drew it.
 
-fig, (ax, clock) = plt.subplots(
-    2, 1, figsize=(7, 6.5), sharex=True, height_ratios=[3, 2], layout="constrained"
-)
+fig, (ax, clock) = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True, height_ratios=[3, 2])
 for placement, colour, label, at in (
     (None, GREY, "no batch norm", (2.1, 0.957)),
     ("before", BLUE, "batch norm", (2.4, 0.865)),
@@ -135,9 +141,9 @@ for placement, colour, label, at in (
     ax.annotate(label, at, color=colour, weight="bold")
     times = [1000 * seconds[placement, size] for size in batch_sizes]
     clock.plot(batch_sizes, times, "o-", color=colour, lw=2.5, ms=4)
-ax.set_title("Batches of two break batch norm, batches of four do not", loc="left")
+ax.set_title("Batches of two break batch norm, batches of four do not")
 ax.set(ylabel="test accuracy", xscale="log")
-clock.set_title("Small batches take longer, with it or without", loc="left")
+clock.set_title("Small batches take longer, with it or without")
 clock.set(ylabel="time of a fit [ms]", xlabel="rows in a mini-batch", ylim=0)
 clock.set_xticks(batch_sizes, batch_sizes)
 clock.minorticks_off()
@@ -182,7 +188,7 @@ for size, gain in zip(virtual_sizes, gains, strict=False):
 # About half a point, with virtual batches of 8 to 32: worth a try where batches are large and rows
 # are few, and no more than that. Virtual batches of two are as bad as real ones.
 
-fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 4))
 for position, gain in enumerate(gains):
     ax.scatter(np.full(len(gain), position), gain, s=22, color=BLUE, alpha=0.4, lw=0)
     ax.plot(position + np.array([-0.25, 0.25]), [gain.mean()] * 2, color=BLUE, lw=3)
@@ -190,5 +196,5 @@ ax.axhline(0, color=GREY, lw=1.5)
 ax.annotate("all 500 rows normalized together", (5.4, -1.5), ha="right", va="top", color=GREY)
 ax.set_xticks(range(len(gains)), virtual_sizes[:-1])
 ax.set(xlabel="rows in a virtual batch", ylabel="points of test accuracy gained")
-ax.set_title("Virtual batches of 8 to 64 gain a little, of 2 lose a lot", loc="left")
+ax.set_title("Virtual batches of 8 to 64 gain a little, of 2 lose a lot")
 plt.show()

@@ -27,7 +27,15 @@ from skbn import MLPClassifierBN, fit_many
 # Every network below trains for a fixed number of epochs.
 warnings.simplefilter("ignore", ConvergenceWarning)
 
-plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+        "font.size": 12,
+    }
+)
 GREY, BLUE, VERMILION = "#5c5c5c", "#0072b2", "#d55e00"  # Okabe and Ito's
 
 # %%
@@ -102,7 +110,7 @@ for rate, (first, second) in ratios.items():
 # The first norm has no dropout in front of it, and no shift. In the second, units lose 43% of their
 # variance with a dropout of 0.6.
 
-fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 4))
 rng = np.random.default_rng(0)
 for norm, colour, offset in ((0, GREY, -0.2), (1, BLUE, 0.2)):
     for position, values in enumerate(ratios.values()):
@@ -115,7 +123,7 @@ ax.annotate("first norm", (-0.4, 1.14), color=GREY, weight="bold")
 ax.annotate("second norm, behind dropout", (-0.4, 0.45), color=BLUE, weight="bold")
 ax.set_xticks(range(len(RATES)), RATES)
 ax.set(ylim=(0.25, 1.2), xlabel="dropout", ylabel="variance in prediction / in training")
-ax.set_title("Behind dropout, a norm expects more variance than it gets", loc="left")
+ax.set_title("Behind dropout, a norm expects more variance than it gets")
 plt.show()
 
 # %%
@@ -136,12 +144,12 @@ for name, measure in (("test accuracy", scores), ("test log loss", losses)):
 # other. Probabilities do. At a dropout of 0.6 the log loss is 0.64 with the statistics of training
 # and 0.46 with those measured anew.
 #
-# Where labels are wrong, batch norm alone is the worst choice: it learns the wrong ones too. Dropout
-# heals that. At 0.4 the networks with and without batch norm are equally good, and with it the log
-# loss is lower. Where labels are right, batch norm alone is as good as anything, and dropout has
-# nothing to add.
+# Where labels are wrong, batch norm alone is the worst choice: it learns the wrong ones too.
+# Dropout heals that. At 0.4 the networks with and without batch norm are equally good, and with it
+# the log loss is lower. Where labels are right, batch norm alone is as good as anything, and
+# dropout has nothing to add.
 
-fig, axes = plt.subplots(2, 2, figsize=(7, 7), sharex=True, sharey="row", layout="constrained")
+fig, axes = plt.subplots(2, 2, figsize=(7, 7), sharex=True, sharey="row")
 lines = [
     (None, "moving", GREY, "-"),
     ("before", "moving", VERMILION, "--"),
@@ -152,8 +160,8 @@ for (row, measure), (column, kind) in product(enumerate((scores, losses)), enume
         values = np.array([measure[statistics, kind, placement, rate] for rate in RATES])
         axes[row, column].plot(RATES, values, "o", ms=3, color=colour, alpha=0.4)
         axes[row, column].plot(RATES, values.mean(axis=1), style, color=colour, lw=2.5)
-axes[0, 0].set_title("One label in five replaced:\ndropout helps", loc="left")
-axes[0, 1].set_title("All labels right:\ndropout has nothing to add", loc="left")
+axes[0, 0].set_title("One label in five replaced:\ndropout helps")
+axes[0, 1].set_title("All labels right:\ndropout has nothing to add")
 axes[0, 0].set(ylabel="test accuracy")
 axes[1, 0].set(ylabel="test log loss", xticks=RATES)
 axes[0, 1].annotate("no batch norm", (0.0, 0.925), color=GREY, weight="bold")

@@ -1,10 +1,10 @@
 """The NumPy executor: complete, slow, readable. It judges the others.
 
 It walks the layer table exactly as the compiled executors do and has functions of the same names,
-written as the formulas of docs/design.md stand on paper. Convention: outputs are returned (here
-only; compiled kernels write into buffers of their callers), gradients are overwritten, never added
-to, and batch norm computes in float64 whatever the type of the network, so that it can judge a
-float32 kernel that works with split means.
+written as the formulas stand on paper (batch norm's: docs/user_guide/batch_normalization.md).
+Convention: outputs are returned (here only; compiled kernels write into buffers of their callers),
+gradients are overwritten, never added to, and batch norm computes in float64 whatever the type of
+the network, so that it can judge a float32 kernel that works with split means.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch normalization of arrays of any layout, at the speed of memory. Formulas: docs/design.md.
+"""Batch normalization of arrays of any layout, at the speed of memory. Formulas:
+docs/user_guide/batch_normalization.md.
 
 The kernels are the network's (batch_norm.pxd); what is different is that rows are many and lie as the user has them. An
 array is cut into blocks of BLOCK_ROWS rows by tiles of columns (layout.pxd). Sums are taken block by block and

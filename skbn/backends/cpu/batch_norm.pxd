@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch normalization over the rows of a block (Ioffe & Szegedy, 2015); formulas: docs/design.md.
+"""Batch normalization over the rows of a block (Ioffe & Szegedy, 2015); formulas:
+docs/user_guide/batch_normalization.md.
 
     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - dbeta / n - xhat dgamma / n)

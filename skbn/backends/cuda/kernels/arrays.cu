@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Batch normalization of arrays (Ioffe & Szegedy, 2015). Formulas: docs/design.md; who does what: tiles.cuh.
+ * Batch normalization of arrays (Ioffe & Szegedy, 2015). Formulas:
+ * docs/user_guide/batch_normalization.md; who does what: tiles.cuh.
  *
  *     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
  *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))

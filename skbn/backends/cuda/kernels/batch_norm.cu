@@ -333,7 +333,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) batch_norm_input_g
             totals[rows.batch], rows.start, rows.stop, stride, j, activation);
 }
 
-/* Take the statistics of a batch, virtual batch by virtual batch, into the moving ones (docs/design.md).
+/* Take the statistics of a batch, virtual batch by virtual batch, into the moving ones
+ * (docs/user_guide/statistics.md).
  *
  * A block takes a layer. `statistics` of a layer begin behind those of the layers before it, whose `saved` count three
  * rows where these have two; `totals` is (n_layers, n_virtual). A batch without weight changes nothing. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Batch normalization (Ioffe & Szegedy, 2015), number by number; formulas: docs/design.md.
+ * Batch normalization (Ioffe & Szegedy, 2015), number by number; formulas:
+ * docs/user_guide/batch_normalization.md.
  *
  *     xhat = (x - mean) / sqrt(var + epsilon),    y = activation(gamma xhat + beta),    var biased
  *     dgamma = sum(dz xhat),  dbeta = sum(dz),    dx = gamma / std (dz - w / W (dbeta + xhat dgamma))
