@@ -404,11 +404,12 @@ def walled(vector):
 
 def tensors(network, vector):
     """The tensors of a vector by name."""
-    names = {LayerKind.DENSE: ("weight", "bias"), LayerKind.BATCH_NORM: ("gamma", "beta")}
-    return {
-        f"{t.layer}.{names[network.layers[t.layer].kind][t.role == 'bias']}": t.view(vector)
-        for t in network.tensors
-    }
+    found = {}
+    for tensor in network.tensors:
+        is_norm = isinstance(network.layers[tensor.layer], BatchNorm)
+        role = {"weight": "gamma", "bias": "beta"}[tensor.role] if is_norm else tensor.role
+        found[f"{tensor.layer}.{role}"] = tensor.view(vector)
+    return found
 
 
 def is_frozen(network, tensor):
