@@ -173,8 +173,9 @@ SETTINGS = {
     "early_stopping=True": {"early_stopping": True},
     'bn_statistics="moving"': {"bn_statistics": "moving"},
     'bn_statistics="moving", bn_momentum=0.99': {"bn_statistics": "moving", "bn_momentum": 0.99},
+    'weight_init="glorot_uniform"': {"weight_init": "glorot_uniform"},
 }
-TARGET_AS_IT_IS = "target as it comes"
+TARGET_AS_IT_IS, OUTPUT_FROM_ZERO = "target as it comes", "output layer from zero"
 
 
 def estimator(name, is_regression, seed, **params):
@@ -211,6 +212,15 @@ def fit(model, X, y, **params):
     return any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
+def start_output_from_zero(model, X, y):
+    """Let fit begin with the weights that it would draw, but with zeros in the output layer."""
+    params = model.get_params()
+    model.set_params(warm_start=True, max_iter=1, learning_rate_init=1e-300)
+    fit(model, X, y)
+    model.coefs_[-1][...] = model.intercepts_[-1][...] = 0
+    model.set_params(**params | {"warm_start": True})
+
+
 def scored(data, regime, name, setting=None, n_repeats=1):
     """Scores of one contender on all folds, how many epochs it took, and its mean test curve."""
     unscaled = setting == TARGET_AS_IT_IS
@@ -219,6 +229,8 @@ def scored(data, regime, name, setting=None, n_repeats=1):
     for seed, X, X_test, y, y_test in folds(data, regime, n_repeats, not unscaled):
         model = estimator(name, data.is_regression, seed, **params)
         watched = name in PLACEMENTS and setting is None
+        if setting == OUTPUT_FROM_ZERO:
+            start_output_from_zero(model, X, y)
         unconverged += fit(model, X, y, **({"X_val": X_test, "y_val": y_test} if watched else {}))
         scores.append(data.score(y_test, model.predict(X_test)))
         if "loss_curve_" in vars(model):
@@ -242,6 +254,7 @@ def jobs(chosen, n_repeats):
             yield from ((data, regime, name, None, repeats) for regime in regimes)
         for name in AMONG:
             settings = [key for key in SETTINGS if "bn_" not in key or name != NONE]
+            settings.append(OUTPUT_FROM_ZERO)
             if data.is_regression:
                 settings.append(TARGET_AS_IT_IS)
             yield from ((data, STANDARDIZED, name, setting) for setting in settings)
