@@ -12,14 +12,6 @@ each.
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
-# %%
-# Four hundred networks
-# ---------------------
-# :func:`~skbn.fit_many` trains them in one call. ``rows`` says which rows each network learns from:
-# another split for every seed. Some rates are too high, on purpose. Training that diverges is an
-# error, and ``return_exceptions=True`` puts it in the place of the network that it concerns, while
-# the others go on.
-
 import warnings
 from copy import deepcopy
 from itertools import product
@@ -43,6 +35,14 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# Eleven rates
+# ------------
+# :func:`~skbn.fit_many` trains all networks of a solver in one call. ``rows`` says which rows each
+# network learns from: another split for every seed. Some rates are too high, on purpose. Training
+# that diverges is an error, and ``return_exceptions=True`` puts it in the place of the network that
+# it concerns, while the others go on.
 
 X, y = load_digits(return_X_y=True)
 X /= 16

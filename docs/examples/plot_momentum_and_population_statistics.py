@@ -16,12 +16,6 @@ corrected for their start, and statistics measured over all training rows when t
 
 # sphinx_gallery_thumbnail_number = 2
 
-# %%
-# Few steps
-# ---------
-# scikit-learn's wine: 178 rows, 13 columns of very different sizes, which nobody has scaled here.
-# With the automatic batch size all training rows are one mini-batch, so 200 epochs are 200 steps.
-
 import warnings
 
 import matplotlib.pyplot as plt
@@ -43,6 +37,12 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# Few steps
+# ---------
+# scikit-learn's wine: 178 rows, 13 columns of very different sizes, which nobody has scaled here.
+# With the automatic batch size all training rows are one mini-batch, so 200 epochs are 200 steps.
 
 n_seeds, n_steps = 10, 200
 

@@ -12,14 +12,6 @@ too large and networks that are too deep, and at where batch normalization is no
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
-# %%
-# Inputs that are too large
-# -------------------------
-# Two hidden layers of 64 units with tanh learn handwritten digits, whose pixels lie between 0 and
-# 1, times a factor. Nobody would do that to pixels, but with columns in cents, grams or
-# milliseconds it happens by itself. ``fit_many`` trains all networks in one call, each seed on a
-# split of its own.
-
 import warnings
 from itertools import product
 
@@ -42,6 +34,14 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# Inputs that are too large
+# -------------------------
+# Two hidden layers of 64 units with tanh learn handwritten digits, whose pixels lie between 0 and
+# 1, times a factor. Nobody would do that to pixels, but with columns in cents, grams or
+# milliseconds it happens by itself. ``fit_many`` trains all networks in one call, each seed on a
+# split of its own.
 
 n_seeds = 5
 placements = {"none": None, "input": "input", "before": "before", "after": "after"}

@@ -13,21 +13,6 @@ apart: weights that still move, the noise of the batches, and statistics that la
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
-# %%
-# The same rows, two accuracies
-# -----------------------------
-# One hidden layer learns handwritten digits in mini-batches of 8, five times over, each time with
-# other weights and another split. ``partial_fit`` does one epoch. (A ``RandomState`` goes on from
-# call to call. With an integer every call would shuffle in the same way, and the network would meet
-# the same batches again and again.) After each epoch the training rows are scored
-
-# - as training saw them: ``train_scores_``, in training mode, before each step;
-# - in training mode again, in new mini-batches, but with the weights at rest;
-# - in inference mode, with the moving averages that ``partial_fit`` leaves;
-# - in inference mode, with the exact statistics of all training rows, as after ``fit``.
-#
-# Lines are means over the five, bands go from the least to the largest.
-
 import warnings
 from copy import deepcopy
 
@@ -51,6 +36,21 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# The same rows, two accuracies
+# -----------------------------
+# One hidden layer learns handwritten digits in mini-batches of 8, five times over, each time with
+# other weights and another split. ``partial_fit`` does one epoch. (A ``RandomState`` goes on from
+# call to call. With an integer every call would shuffle in the same way, and the network would meet
+# the same batches again and again.) After each epoch the training rows are scored
+#
+# - as training saw them: ``train_scores_``, in training mode, before each step;
+# - in training mode again, in new mini-batches, but with the weights at rest;
+# - in inference mode, with the moving averages that ``partial_fit`` leaves;
+# - in inference mode, with the exact statistics of all training rows, as after ``fit``.
+#
+# Lines are means over the five, bands go from the least to the largest.
 
 n_seeds, n_epochs = 5, 15
 X, y = load_digits(return_X_y=True)
