@@ -11,6 +11,8 @@ How small may a batch be? And what can a large batch gain by being normalized in
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
+# sphinx_gallery_thumbnail_number = 2
+
 import time
 import warnings
 from itertools import product

@@ -12,6 +12,8 @@ targets are wrong.
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
+# sphinx_gallery_thumbnail_number = 3
+
 # %%
 # Targets are from 25 to 346. No norm stands behind a network's output, so it would be far to go
 # there from its initial weights; in hundreds they are near 1.
