@@ -15,6 +15,7 @@ each.
 import warnings
 from copy import deepcopy
 from itertools import product
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -162,7 +163,7 @@ for name, fitted in zip(placements, networks["sgd"], strict=True):
     failed = [clf for clf in fitted.flat if isinstance(clf, Exception)]
     guessing = np.sum(scores["sgd"][name] < 0.2)
     print(f"{name:6} {len(failed):2} of {fitted.size} diverged, {guessing:2} guess")
-print(failed[-1])
+print(fill(str(failed[-1]), 80))
 
 # %%
 # What a rate is worth in one epoch
