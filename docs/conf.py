@@ -155,6 +155,12 @@ def to_gallery(app, docname, source):
     source[0] = source[0].replace("](examples/)", "](auto_examples/index)")
 
 
+def from_root(app, path, docname, content):
+    """Make links of pages at the repository's root, which are included here, lead from here."""
+    content[0] = re.sub(r"\]\((?=[\w.]+/)", "](../", content[0])
+
+
 def setup(app):
     app.connect("autodoc-skip-member", is_theirs)
     app.connect("source-read", to_gallery)
+    app.connect("include-read", from_root)
