@@ -11,6 +11,7 @@ read-only, and pads must be zero in the end.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -197,6 +198,13 @@ class Case(NamedTuple):
             batch_size=batch_size or self.n_rows,
             **options,
         )
+
+
+def untyped_signature(function):
+    """What may be given by position, and the defaults: a signature without its annotations."""
+    found = inspect.signature(function)
+    parameters = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return found.replace(parameters=parameters, return_annotation=found.empty)
 
 
 def read_only(*arrays):
