@@ -421,6 +421,16 @@ def figures(results):
 # ------------------------------------------------------------------------------------------- page
 
 
+def extreme(study, which):
+    """The data set on which gradient boosting is best or worst beside "after"."""
+
+    def difference(data):
+        return study.difference(data, STANDARDIZED, TREES, "after")[0]
+
+    name = which(ALL, key=difference)
+    return f'"{name}" ({100 * difference(name):+.0f} points)'
+
+
 def best_placement(study, sets):
     """The placement with the lowest error over raw and standardized features."""
     name = min(NETS, key=lambda name: study.ratio(sets, REGIMES, name)[0])
@@ -477,6 +487,8 @@ def fields(study):
             kind: {STANDARDIZED: Compared(study, sets, [STANDARDIZED], TREES, "after")}
             for kind, sets in GROUPS.items()
         },
+        "trees_win_most": extreme(study, max),
+        "trees_lose_most": extreme(study, min),
         "slower": {
             kind: {name: f"{study.slower(sets, name):.2f}" for name in PLACEMENTS}
             for kind, sets in GROUPS.items()
