@@ -16,7 +16,9 @@ from skbn.backends.cuda import sources
 assert Path(skbn.__file__).is_relative_to(sys.prefix), skbn.__file__
 files = {Path(file).name for file in importlib.metadata.files("skbn")}
 assert not {name for name in files if name.endswith((".c", ".pyx"))}, files
-assert {"LICENSE", *(f"{name}.cu" for name in sources.files())} <= files, files
+assert {"LICENSE", "py.typed", *(f"{name}.cu" for name in sources.files())} <= files, files
+compiled = {name.partition(".")[0] for name in files if name.endswith((".so", ".pyd"))}
+assert {f"{name}.pyi" for name in compiled} <= files, files
 assert all(map(sources.kernel_names, sources.files()))  # with the headers that they include
 
 warnings.simplefilter("error")

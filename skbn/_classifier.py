@@ -1,13 +1,17 @@
 """The classifier: labels and class weights."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils import check_array, column_or_1d, compute_class_weight, compute_sample_weight
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from skbn._devices import on_host, taken, validator
@@ -15,9 +19,13 @@ from skbn._losses import MultilabelLogLoss, log_loss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
 from skbn._sklearn_compat import (
     StrOptions,
+    available_if,
     check_partial_fit_first_call,
     fit_context,
 )
+
+if TYPE_CHECKING:
+    from skbn._typing import Array, ArrayLike, ClassWeight, MatrixLike, RandomState, Scoring
 
 
 class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
@@ -338,6 +346,8 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
     True
     """
 
+    classes_: Array
+
     _plain_class = MLPClassifier
 
     _parameter_constraints: dict = {
@@ -347,44 +357,44 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: ArrayLike = (100,),
+        activation: str = "relu",
         *,
-        batch_norm="after",
-        bn_momentum=0.9,
-        bn_epsilon=1e-3,
-        bn_center=True,
-        bn_scale=True,
-        bn_statistics="population",
-        bn_virtual_batch_size=None,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        class_weight=None,
-        scoring=None,
-        weight_init="auto",
-        max_grad_norm=None,
-        device=None,
-    ):
+        batch_norm: str | Sequence[str] | None = "after",
+        bn_momentum: float | None = 0.9,
+        bn_epsilon: float = 1e-3,
+        bn_center: bool = True,
+        bn_scale: bool = True,
+        bn_statistics: str = "population",
+        bn_virtual_batch_size: int | None = None,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool | str = True,
+        random_state: RandomState = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        class_weight: ClassWeight = None,
+        scoring: Scoring = None,
+        weight_init: str = "auto",
+        max_grad_norm: float | None = None,
+        device: str | None = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.batch_norm = batch_norm
@@ -557,7 +567,16 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         return self._targets(y_val, dtype)
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: MatrixLike,
+        y: MatrixLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: MatrixLike | None = None,
+        y_val: MatrixLike | None = None,
+        sample_weight_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the network to labelled rows.
 
         Parameters
@@ -598,7 +617,13 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
 
     @available_if(lambda self: self.solver != "lbfgs")
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None, classes=None):
+    def partial_fit(
+        self,
+        X: MatrixLike,
+        y: MatrixLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on the given rows.
 
         Parameters
@@ -628,7 +653,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         """
         return self._partial_fit(X, y, sample_weight, classes=classes)
 
-    def predict(self, X):
+    def predict(self, X: MatrixLike) -> Array:
         """Predict the class of each row.
 
         Parameters
@@ -650,7 +675,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         is_sparse = self._is_multilabel and self._gives_sparse_labels and isinstance(y, np.ndarray)
         return csr_matrix(y) if is_sparse else y
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: MatrixLike, y: MatrixLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on the given rows.
 
         Parameters
@@ -672,7 +697,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         y, y_pred, sample_weight = map(on_host, (y, self.predict(X), sample_weight))
         return accuracy_score(y, y_pred, sample_weight=sample_weight)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: MatrixLike) -> Array:
         """Predict the probability of each class.
 
         Parameters
@@ -687,7 +712,7 @@ class MLPClassifierBN(ClassifierMixin, BaseMLPBN):
         """
         return self._predict(X, lambda raw: self._loss.predict_proba(raw))
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: MatrixLike) -> Array:
         """Predict the logarithm of the probability of each class.
 
         Parameters

@@ -11,13 +11,25 @@ better whenever a run ends. What is left of them is drawn thinly, run by run.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
+
+    from skbn._typing import Array
 
 ATTRIBUTES = {
     "train_loss": "loss_curve_",
@@ -173,19 +185,27 @@ class TrainingCurveDisplay:
     <...>
     """
 
-    def __init__(self, *, curves):
+    ax_: Any
+    figure_: Figure
+    lines_: list[Line2D]
+    fill_between_: list[Artist]
+    run_lines_: list[Line2D]
+    best_: list[Line2D]
+    legend_: Legend
+
+    def __init__(self, *, curves: Sequence[Mapping[str, Any]]) -> None:
         self.curves = curves
 
     def plot(
         self,
-        ax=None,
+        ax: Axes | Sequence[Axes] | Array | None = None,
         *,
-        kind="loss",
-        log_scale=False,
-        mark_best=False,
-        line_kw=None,
-        fill_between_kw=None,
-    ):
+        kind: str = "loss",
+        log_scale: bool = False,
+        mark_best: bool = False,
+        line_kw: dict[str, Any] | None = None,
+        fill_between_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Plot visualization.
 
         Parameters
@@ -230,22 +250,22 @@ class TrainingCurveDisplay:
         if kind not in KINDS:
             raise ValueError(f"Unknown kind: {kind}. Should be one of 'loss', 'score' or 'both'.")
         labels = {quantity: self._label(quantity) for quantity in KINDS[kind]}
-        line_kw = normalize_kwargs(line_kw, Line2D)
-        fill_between_kw = normalize_kwargs(fill_between_kw, PolyCollection)
+        line_kw = normalize_kwargs(line_kw or {}, Line2D)
+        fill_between_kw = normalize_kwargs(fill_between_kw or {}, PolyCollection)
         beside = {}
         if ax is None:
             width, height = plt.rcParams["figure.figsize"]
             size = ((len(labels) + 0.25) * width, height)  # a quarter for the legend
             _, ax = plt.subplots(ncols=len(labels), figsize=size, layout="constrained")
             beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-        axes = np.atleast_1d(ax)
+        axes = np.atleast_1d(ax)  # type: ignore[arg-type]
         if axes.shape != (len(labels),):
             raise ValueError(f"Expected ax to have {len(labels)} axes, got {axes.size}.")
 
         self.ax_ = axes if kind == "both" else axes[0]
         self.figure_ = axes[0].figure
         self.lines_, self.fill_between_, self.run_lines_, self.best_ = [], [], [], []
-        colors, linestyles = {}, {}
+        colors, linestyles = dict[int, Any](), dict[str, Any]()
         for panel, (quantity, label) in zip(axes, labels.items(), strict=True):
             for index, mode, runs in self._recorded(quantity):
                 style = {"linestyle": MODES[mode][1]}
@@ -272,14 +292,14 @@ class TrainingCurveDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
+        estimator: Any,
         *,
-        ax=None,
-        kind="loss",
-        log_scale=False,
-        mark_best=False,
-        line_kw=None,
-    ):
+        ax: Axes | Sequence[Axes] | Array | None = None,
+        kind: str = "loss",
+        log_scale: bool = False,
+        mark_best: bool = False,
+        line_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Create a display of the training curves of one fitted estimator.
 
         Parameters
@@ -343,14 +363,14 @@ class TrainingCurveDisplay:
     @classmethod
     def from_estimators(
         cls,
-        estimators,
+        estimators: Mapping[Any, Any],
         *,
-        ax=None,
-        kind="loss",
-        log_scale=False,
-        mark_best=False,
-        line_kw=None,
-    ):
+        ax: Axes | Sequence[Axes] | Array | None = None,
+        kind: str = "loss",
+        log_scale: bool = False,
+        mark_best: bool = False,
+        line_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Create a display that compares fitted estimators, a colour each.
 
         Parameters
@@ -411,15 +431,15 @@ class TrainingCurveDisplay:
     @classmethod
     def from_cv_results(
         cls,
-        cv_results,
+        cv_results: Mapping[Any, Any],
         *,
-        ax=None,
-        kind="loss",
-        log_scale=False,
-        mark_best=False,
-        line_kw=None,
-        fill_between_kw=None,
-    ):
+        ax: Axes | Sequence[Axes] | Array | None = None,
+        kind: str = "loss",
+        log_scale: bool = False,
+        mark_best: bool = False,
+        line_kw: dict[str, Any] | None = None,
+        fill_between_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Create a display of the mean over the folds of a cross-validation.
 
         The line is the mean over all folds and the band one standard deviation to either side.

@@ -6,14 +6,17 @@ then it is decided about all of them, and what does not go into a group is fitte
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
 import warnings
 from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from copy import copy
 from functools import partial
 from math import ceil
 from threading import Event, Thread, current_thread, main_thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 from sklearn import config_context, get_config
@@ -22,7 +25,7 @@ from sklearn.utils import check_random_state, gen_even_slices
 
 from skbn._classifier import MLPClassifierBN
 from skbn._devices import checker, on_host, received, resolved
-from skbn._mlp import readable_rows, restorer
+from skbn._mlp import BaseMLPBN, readable_rows, restorer
 from skbn._network import Network
 from skbn._random import seeded
 from skbn._regressor import MLPRegressorBN
@@ -30,7 +33,34 @@ from skbn._sklearn_compat import has_callbacks, safe_indexing
 from skbn._training import INTERRUPTED, Fit, Observer, Order, Rows, diverged, train_together
 from skbn.backends import get_models
 
+if TYPE_CHECKING:
+    from skbn._typing import ArrayLike, MatrixLike
 
+Estimator = TypeVar("Estimator", bound=BaseMLPBN)
+
+
+@overload
+def fit_many(
+    estimators: Iterable[Estimator],
+    X: MatrixLike,
+    y: MatrixLike,
+    sample_weight: ArrayLike | None = ...,
+    *,
+    rows: Sequence[ArrayLike | None] | None = ...,
+    n_jobs: int | None = ...,
+    return_exceptions: Literal[False] = ...,
+) -> list[Estimator]: ...
+@overload
+def fit_many(
+    estimators: Iterable[Estimator],
+    X: MatrixLike,
+    y: MatrixLike,
+    sample_weight: ArrayLike | None = ...,
+    *,
+    rows: Sequence[ArrayLike | None] | None = ...,
+    n_jobs: int | None = ...,
+    return_exceptions: bool,
+) -> list[Estimator | Exception]: ...
 def fit_many(
     estimators, X, y, sample_weight=None, *, rows=None, n_jobs=None, return_exceptions=False
 ):
@@ -159,7 +189,7 @@ class _Overseer(Observer):
 class _Member(NamedTuple):
     """One of the fits that go together."""
 
-    index: int  # among the estimators
+    index: int  # type: ignore[assignment]  # among the estimators
     fit: Fit  # without an order of the rows
     executor_options: dict
     random_state: object  # that shuffles: an instance of the user's, or the state of another

@@ -6,13 +6,15 @@ goes on in copies, so that a call that fails leaves the estimator exactly as it 
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
 import copy
 import warnings
 from contextlib import contextmanager
 from functools import cache, partial
 from inspect import Parameter, signature
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, issparse
@@ -26,7 +28,7 @@ from skbn._callbacks import EpochTasks
 from skbn._devices import check_same_place, on_host, received, resolved, validator
 from skbn._folding import folded, folded_for_predictions
 from skbn._layers import ACTIVATIONS, BatchNorm, multilayer_perceptron
-from skbn._network import Network, architecture
+from skbn._network import BatchNormRecord, Network, architecture
 from skbn._progress import progress
 from skbn._random import WEIGHT_INITS, dropout_key, initialize_weights, seeded
 from skbn._sklearn_compat import (
@@ -54,6 +56,9 @@ from skbn._training import (
     train_lbfgs,
 )
 from skbn.backends import card_number, get_executor
+
+if TYPE_CHECKING:
+    from skbn._typing import Array, MatrixLike
 
 PLACEMENTS = ("input", "before", "after")
 ROWS_PER_CALL = 8192  # of predictions, and a multiple of it for few outputs
@@ -191,6 +196,22 @@ class Plan(NamedTuple):
 
 class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     """What the classifier and the regressor share: everything but labels and losses."""
+
+    n_features_in_: int
+    feature_names_in_: Array
+    n_layers_: int
+    n_outputs_: int
+    out_activation_: str
+    n_iter_: int
+    t_: int
+    loss_: float
+    best_loss_: float | None
+    best_iter_: int
+    loss_curve_: list[float]
+    train_scores_: list[float]
+    validation_scores_: list[float] | None
+    validation_loss_curve_: list[float] | None
+    best_validation_score_: float | None
 
     _predicts_for_scorer = False  # whose labels are NumPy's, so predictions are too
 
@@ -669,17 +690,17 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         check_consistency(self)
 
     @property
-    def coefs_(self):
+    def coefs_(self) -> list[Array]:
         """Weight matrices."""
         return self._fitted_network("coefs_").coefs
 
     @property
-    def intercepts_(self):
+    def intercepts_(self) -> list[Array]:
         """Bias vectors."""
         return self._fitted_network("intercepts_").intercepts
 
     @property
-    def batch_norms_(self):
+    def batch_norms_(self) -> list[BatchNormRecord]:
         """Batch normalizations."""
         return self._fitted_network("batch_norms_").batch_norms
 
@@ -725,7 +746,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
                 result[block] = part
             return result
 
-    def transform_hidden(self, X, layer=-1):
+    def transform_hidden(self, X: MatrixLike, layer: int = -1) -> Array:
         """Return the activations of a hidden layer, as predictions see them.
 
         Parameters
@@ -756,7 +777,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
             with self._executor_for(X)(network) as executor:
                 return place.give_back(executor.predict(X))
 
-    def fold(self):
+    def fold(self) -> tuple[list[Array], list[Array]]:
         """Return weights in which every batch normalization is folded.
 
         Returns
@@ -778,7 +799,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         network = folded(self._network)
         return [c.copy() for c in network.coefs], [b.copy() for b in network.intercepts]
 
-    def to_sklearn(self):
+    def to_sklearn(self) -> Any:
         """Return scikit-learn's MLP with the same predictions.
 
         Returns
@@ -806,7 +827,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
         fitted |= {"coefs_": coefs, "intercepts_": intercepts}
         return plain_mlp(self._plain_class, *copy.deepcopy((params, fitted)))
 
-    def recalibrate(self, X):
+    def recalibrate(self, X: MatrixLike) -> Self:
         """Measure the population statistics anew on other data; weights stay as they are.
 
         Parameters

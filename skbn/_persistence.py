@@ -109,7 +109,7 @@ OPTIMIZER = {
     "memory": [np.ndarray],
 }
 # Curves may hold NaN, and best values begin at infinity.
-HISTORY_TYPES = {
+HISTORY_TYPES: dict = {
     int: [COUNT],
     float: [float, FINITE],
     list: [list],

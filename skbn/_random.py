@@ -33,7 +33,7 @@ WEIGHT_INITS = (
 BLOCK_BYTES = 2**23
 BLOCKS_IN_WINDOW = 32
 
-_idle = []  # generators that no fit uses; list.pop and list.append are atomic
+_idle: list = []  # generators that no fit uses; list.pop and list.append are atomic
 
 
 @contextmanager

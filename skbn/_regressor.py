@@ -1,21 +1,25 @@
 """The regressor: targets."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils.metaestimators import available_if
 
 from skbn._devices import on_host, validator
 from skbn._losses import REGRESSION_LOSSES, RegressionLoss
 from skbn._mlp import BaseMLPBN, readable_rows, validated_weights
-from skbn._sklearn_compat import (
-    StrOptions,
-    fit_context,
-)
+from skbn._sklearn_compat import StrOptions, available_if, fit_context
+
+if TYPE_CHECKING:
+    from skbn._typing import Array, ArrayLike, MatrixLike, RandomState, Scoring
 
 
 class MLPRegressorBN(RegressorMixin, BaseMLPBN):
@@ -341,44 +345,44 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
     def __init__(
         self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        loss: str = "squared_error",
+        hidden_layer_sizes: ArrayLike = (100,),
+        activation: str = "relu",
         *,
-        batch_norm="after",
-        bn_momentum=0.9,
-        bn_epsilon=1e-3,
-        bn_center=True,
-        bn_scale=True,
-        bn_statistics="population",
-        bn_virtual_batch_size=None,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        scoring=None,
-        weight_init="auto",
-        max_grad_norm=None,
-        device=None,
-    ):
+        batch_norm: str | Sequence[str] | None = "after",
+        bn_momentum: float | None = 0.9,
+        bn_epsilon: float = 1e-3,
+        bn_center: bool = True,
+        bn_scale: bool = True,
+        bn_statistics: str = "population",
+        bn_virtual_batch_size: int | None = None,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool | str = True,
+        random_state: RandomState = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        scoring: Scoring = None,
+        weight_init: str = "auto",
+        max_grad_norm: float | None = None,
+        device: str | None = None,
+    ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -478,7 +482,16 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         return self._targets(y_val, dtype, "y_val")
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: MatrixLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: MatrixLike | None = None,
+        y_val: ArrayLike | None = None,
+        sample_weight_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the network to rows and their targets.
 
         Parameters
@@ -519,7 +532,9 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
     @available_if(lambda self: self.solver != "lbfgs")
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None):
+    def partial_fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Train for one epoch on the given rows.
 
         Parameters
@@ -546,7 +561,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: MatrixLike) -> Array:
         """Predict the targets of each row.
 
         Parameters
@@ -566,7 +581,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
         return self._predict(X, finish)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return R2 on the given rows.
 
         Parameters

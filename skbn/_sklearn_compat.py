@@ -1,15 +1,16 @@
 """The only file that touches scikit-learn's private names."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from collections.abc import Callable
 from inspect import signature
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn import get_config
-from sklearn.base import _fit_context as fit_context
-from sklearn.base import is_classifier
+from sklearn.base import _fit_context, is_classifier
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import _safe_indexing as safe_indexing
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, metaestimators
 from sklearn.utils._array_api import _convert_to_numpy as convert_to_numpy
 from sklearn.utils._array_api import get_namespace_and_device
 from sklearn.utils._param_validation import (
@@ -20,6 +21,8 @@ from sklearn.utils._param_validation import (
     make_constraint,
     validate_parameter_constraints,
 )
+from sklearn.utils._show_versions import _get_deps_info as get_deps_info
+from sklearn.utils._show_versions import _get_sys_info as get_sys_info
 from sklearn.utils.multiclass import _check_partial_fit_first_call as check_partial_fit_first_call
 from sklearn.utils.optimize import _check_optimize_result as check_optimize_result
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
@@ -28,12 +31,26 @@ try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:  # scikit-learn < 1.9 has no callbacks, so its estimators have no set_callbacks
 
-    class CallbackSupportMixin:
+    class CallbackSupportMixin:  # type: ignore[no-redef]
         """Support nothing."""
 
     def with_callbacks(method):
         """Return the method as it is."""
         return method
+
+
+# scikit-learn has no types: a method behind its decorators would have none either.
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[Method], Method]:
+    """Return scikit-learn's decorator of fits, which keeps the type of a method."""
+    return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
+
+def available_if(check: Callable[[Any], bool]) -> Callable[[Method], Method]:
+    """Return scikit-learn's decorator of methods that not all have; it keeps their type."""
+    return metaestimators.available_if(check)
 
 
 def array_api_namespace(array):
@@ -67,11 +84,14 @@ __all__ = [
     "StrOptions",
     "accepts_sample_weight",
     "array_api_namespace",
+    "available_if",
     "check_optimize_result",
     "check_partial_fit_first_call",
     "check_sample_weight",
     "convert_to_numpy",
     "fit_context",
+    "get_deps_info",
+    "get_sys_info",
     "has_callbacks",
     "make_constraint",
     "plain_mlp",

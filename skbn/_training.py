@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     """
 
     X: np.ndarray
-    targets: np.ndarray
+    targets: np.ndarray | None
     weights: np.ndarray | None
     rows: np.ndarray
 

@@ -1,8 +1,12 @@
 """Batch normalization as a transformer: StandardScaler with the parameters of a batch norm."""
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from math import prod
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from scipy.sparse import issparse
@@ -19,6 +23,9 @@ from skbn._sklearn_compat import Interval, StrOptions, fit_context
 from skbn.backends import card_number, get_array_functions, get_card
 from skbn.backends.records import Activation
 from skbn.functional import axes_kept
+
+if TYPE_CHECKING:
+    from skbn._typing import Array, ArrayLike, MatrixLike
 
 # Statistics are rows of an array: mean, var, and of each what float64 rounds off. Without the
 # second parts the rounding of a million updates would add up, and a mean a hundred million
@@ -138,6 +145,14 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     (array([5., 5., 5.]), array([2., 2., 2.]))
     """
 
+    mean_: Array
+    var_: Array
+    scale_: Array
+    n_samples_seen_: float | Array
+    n_batches_seen_: int | Array
+    n_features_in_: int
+    feature_names_in_: Array
+
     _parameter_constraints: dict = {
         "momentum": [Interval(Real, 0, 1, closed="left"), None],
         "epsilon": [Interval(Real, 0, np.inf, closed="left")],
@@ -152,15 +167,15 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
     def __init__(
         self,
         *,
-        momentum=None,
-        epsilon=1e-3,
-        gamma=None,
-        beta=None,
-        axis=-1,
-        with_mean=True,
-        copy=True,
-        device=None,
-    ):
+        momentum: float | None = None,
+        epsilon: float = 1e-3,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+        axis: int | Sequence[int] = -1,
+        with_mean: bool = True,
+        copy: bool = True,
+        device: str | None = None,
+    ) -> None:
         self.momentum = momentum
         self.epsilon = epsilon
         self.gamma = gamma
@@ -171,7 +186,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         self.device = device
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X: MatrixLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Compute mean and variance of X, to be used by `transform`.
 
         Parameters
@@ -193,7 +208,9 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         return self._update(X, sample_weight, reset=True)
 
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y=None, sample_weight=None):
+    def partial_fit(
+        self, X: MatrixLike, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Take one more batch into mean and variance.
 
         Parameters
@@ -217,7 +234,7 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
             self._validate_params()  # scikit-learn does so before the first call only
         return self._update(X, sample_weight, reset=is_first)
 
-    def transform(self, X, copy=None):
+    def transform(self, X: MatrixLike, copy: bool | None = None) -> Any:
         """Normalize X with the statistics that were fitted.
 
         Parameters
@@ -236,10 +253,10 @@ class BatchNormTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator
         check_is_fitted(self)
         self._check_names(X, reset=False)
         _, with_mean, epsilon, gamma, beta = self._fitted_with
-        centre = (self.mean_, self._lows[0]) if with_mean else np.zeros((2, *self.mean_.shape))
-        return self._normalize(X, copy, *centre, self.var_, epsilon, gamma, beta)
+        mean, low = (self.mean_, self._lows[0]) if with_mean else np.zeros((2, *self.mean_.shape))
+        return self._normalize(X, copy, mean, low, self.var_, epsilon, gamma, beta)
 
-    def inverse_transform(self, X, copy=None):
+    def inverse_transform(self, X: MatrixLike, copy: bool | None = None) -> Any:
         """Bring normalized data back to where they were.
 
         Parameters

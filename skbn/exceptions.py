@@ -35,12 +35,14 @@ class InconsistentVersionWarning(UserWarning):
     MLPClassifierBN()
     """
 
-    def __init__(self, *, estimator_name, current_skbn_version, original_skbn_version):
+    def __init__(
+        self, *, estimator_name: str, current_skbn_version: str, original_skbn_version: str
+    ) -> None:
         self.estimator_name = estimator_name
         self.current_skbn_version = current_skbn_version
         self.original_skbn_version = original_skbn_version
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"Loading {self.estimator_name} from version {self.original_skbn_version} of skbn with "
             f"version {self.current_skbn_version}. This might lead to breaking code or invalid "

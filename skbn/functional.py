@@ -14,15 +14,22 @@ samples are read. Only of float64 arrays the variances are waited for: they may 
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skbn._devices import received
 from skbn._operands import operands_like, weights_on_host
 from skbn.backends.records import Activation
+
+if TYPE_CHECKING:
+    from skbn._typing import Array, ArrayLike
 
 __all__ = ["BatchNormSaved", "batch_norm", "batch_norm_backward", "batch_norm_inference", "moments"]
 
@@ -66,19 +73,24 @@ class BatchNormSaved:
     (array([2.]), array([1.]), array([1.]))
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    mean: np.ndarray
-    var: np.ndarray
-    inv_std: np.ndarray
-    axis: tuple
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    var: Array
+    inv_std: Array
+    axis: tuple[int, ...]
     activation: str
-    sample_weight: np.ndarray | None
-    statistics: np.ndarray = field(repr=False)
+    sample_weight: Array | None
+    statistics: Array = field(repr=False)
 
 
-def moments(x, *, axis=-1, sample_weight=None):
+def moments(
+    x: ArrayLike,
+    *,
+    axis: int | Sequence[int] | None = -1,
+    sample_weight: ArrayLike | None = None,
+) -> tuple[Array, Array]:
     """Mean and biased variance over all axes but those in ``axis``.
 
     Parameters
@@ -124,16 +136,16 @@ def moments(x, *, axis=-1, sample_weight=None):
 
 
 def batch_norm(
-    x,
-    gamma=None,
-    beta=None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
-    axis=-1,
-    epsilon=1e-3,
-    activation=None,
-    sample_weight=None,
-    out=None,
-):
+    axis: int | Sequence[int] | None = -1,
+    epsilon: float = 1e-3,
+    activation: str | None = None,
+    sample_weight: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Array, BatchNormSaved]:
     """Batch normalization with the statistics of x, as in training.
 
     ``activation((x - mean) / sqrt(var + epsilon) * gamma + beta)``, with mean and biased variance
@@ -229,7 +241,9 @@ def batch_norm(
         return place.give_back(y) if out is None else out, saved
 
 
-def batch_norm_backward(dy, saved, *, out=None):
+def batch_norm_backward(
+    dy: ArrayLike, saved: BatchNormSaved, *, out: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Differentiate :func:`batch_norm` with respect to x, gamma and beta.
 
     With dz the gradient in front of the activation, xhat the normalized x and n the number of
@@ -313,8 +327,17 @@ def batch_norm_backward(dy, saved, *, out=None):
 
 
 def batch_norm_inference(
-    x, mean, var, gamma=None, beta=None, *, axis=-1, epsilon=1e-3, activation=None, out=None
-):
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int | Sequence[int] | None = -1,
+    epsilon: float = 1e-3,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
     """Batch normalization with given statistics, as at prediction.
 
     ``activation((x - mean) / sqrt(var + epsilon) * gamma + beta)``.

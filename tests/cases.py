@@ -11,6 +11,7 @@ read-only, and pads must be zero in the end.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -197,6 +198,13 @@ class Case(NamedTuple):
             batch_size=batch_size or self.n_rows,
             **options,
         )
+
+
+def untyped_signature(function):
+    """What may be given by position, and the defaults: a signature without its annotations."""
+    found = inspect.signature(function)
+    parameters = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return found.replace(parameters=parameters, return_annotation=found.empty)
 
 
 def read_only(*arrays):
@@ -404,11 +412,12 @@ def walled(vector):
 
 def tensors(network, vector):
     """The tensors of a vector by name."""
-    names = {LayerKind.DENSE: ("weight", "bias"), LayerKind.BATCH_NORM: ("gamma", "beta")}
-    return {
-        f"{t.layer}.{names[network.layers[t.layer].kind][t.role == 'bias']}": t.view(vector)
-        for t in network.tensors
-    }
+    found = {}
+    for tensor in network.tensors:
+        is_norm = isinstance(network.layers[tensor.layer], BatchNorm)
+        role = {"weight": "gamma", "bias": "beta"}[tensor.role] if is_norm else tensor.role
+        found[f"{tensor.layer}.{role}"] = tensor.view(vector)
+    return found
 
 
 def is_frozen(network, tensor):

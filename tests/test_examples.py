@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sklearn
+from sklearn.utils.fixes import parse_version
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
@@ -172,8 +174,8 @@ def test_momentum_and_population_statistics(run):
     assert min(errors[last][-1], errors[at_zero][-1]) > 10 > 2 > errors[short].max()
     assert errors[last][0] == errors[short][0] < 0.2 < 2 < errors[at_zero][0]  # the first step
     final = example.final
-    assert round(final[every], 2) == pytest.approx(0.97, abs=0.01)
-    assert round(final[last], 2) == pytest.approx(0.64, abs=0.04)
+    assert final[every] == pytest.approx(0.97, abs=0.02)
+    assert final[last] == pytest.approx(0.64, abs=0.04)
     assert final[short] == pytest.approx(final[every], abs=0.01)
     assert final[last] + 0.1 < final[at_zero] < final[short] - 0.05
     assert curves[at_zero][:60].max() < 0.35 < 0.65 < curves[last][20]
@@ -251,7 +253,7 @@ def test_higher_learning_rates(run):
         }
         for solver in ("sgd", "adam")
     )
-    assert all(values.shape == (11, 5) for values in example.scores["sgd"].values())
+    assert all(values.shape == (11, 4) for values in example.scores["sgd"].values())
     assert min(sgd["before"][third], sgd["after"][third]) > 0.75
     assert max(sgd["none"][third], sgd["input"][third]) < 0.25
     for small in range(3):
@@ -272,7 +274,7 @@ def test_higher_learning_rates(run):
         len([clf for clf in fits.flat if isinstance(clf, Exception)])
         for fits in example.networks["sgd"]
     ]
-    assert failed[0] == failed[2] == 0 < failed[1] < 10 < failed[3]
+    assert failed[0] == failed[2] == 0 < failed[1] < 8 < failed[3]
     assert all(isinstance(error, ValueError) for error in example.failed)
     assert "Training diverged in hidden layer" in str(example.failed[-1])
     assert "Training diverged" in example.printed
@@ -295,13 +297,51 @@ def test_higher_learning_rates(run):
     )
 
 
+def test_saturating_activations(run):
+    example = run()
+    scores = {name: values.mean(axis=1) for name, values in example.by_factor.items()}
+    assert list(example.factors) == [0.01, 0.1, 1, 10, 100, 1000]
+    for name in ("input", "before"):
+        assert np.ptp(scores[name]) < 0.02
+        assert scores[name].min() > 0.95
+    assert scores["none"][0] < 0.75
+    assert scores["after"][:4].min() > 0.95
+    for name in ("none", "after"):
+        assert scores["before"][4] - scores[name][4] > 0.02
+        assert scores["before"][5] - scores[name][5] > 0.05
+
+    saturated = example.saturated
+    assert saturated["none", 1000] > 0.99 > 0.02 > saturated["none", 1]
+    assert saturated["before", 1] == pytest.approx(saturated["before", 1000], abs=0.01)
+    assert saturated["before", 1] < 0.03
+
+    scores = {case: values.mean(axis=1) for case, values in example.by_depth.items()}
+    assert example.depths == [1, 2, 4, 8, 12]
+    plain = scores["logistic", "none"]
+    assert (plain[:3] > plain[1:4] + 0.1).all()
+    assert plain[3:].max() < 0.15
+    for name in ("before", "after"):
+        assert np.ptp(scores["logistic", name]) < 0.03
+        assert scores["logistic", name].min() > 0.93
+        assert scores["tanh", name][4] < scores["tanh", "none"][4] - 0.03
+    assert scores["tanh", "none"].min() > 0.91
+
+    # Spread of the activations and size of the gradients, layer by layer.
+    start = {case: values.mean(axis=0) for case, values in example.start.items()}
+    spread, gradient = start["logistic", "none"]
+    np.testing.assert_allclose(spread[:-1] / spread[1:], 7, rtol=0.1)
+    np.testing.assert_allclose(gradient[1:] / gradient[:-1], 7, rtol=0.3)
+    for case in (*[("logistic", name) for name in ("before", "after")], ("tanh", "none")):
+        assert start[case].max(axis=1) == pytest.approx(start[case].min(axis=1), rel=2)
+
+
 def test_batch_size_and_virtual_batches(run):
     example = run()
     np.testing.assert_allclose(np.abs(example.normalized[2]), 1, rtol=1e-4)
-    for size, limit in ((32, 0.35), (64, 0.35), (128, 0.35)):
+    for size in (32, 64, 128):
         low, high = np.quantile(example.normalized[size], [0.05, 0.95])
-        assert 1 - limit <= low < 1 < high <= 1 + limit
-    assert np.quantile(example.normalized[16], 0.05) < 0.65
+        assert 0.6 < low < 1 < high < 1.4
+    assert np.quantile(example.normalized[16], 0.05) < 0.6
 
     none, before = (
         {size: np.mean(example.scores[place, size]) for size in example.batch_sizes}
@@ -392,12 +432,15 @@ def test_diabetes_regression(run):
     assert 1 < example.one.best_iter_ == example.one.n_iter_ - example.one.n_iter_no_change - 1
     r2 = {name: np.mean(values) for name, values in example.r2.items()}
     ridge = r2.pop("ridge regression")
-    assert ridge == pytest.approx(0.489, abs=0.002)
+    assert max(r2.values()) < ridge
     assert r2["boosted trees"] < ridge - 0.02
-    assert r2['network, "input"'] == pytest.approx(ridge, abs=0.01)
-    assert r2["network, no batch norm"] == pytest.approx(ridge, abs=0.01)
-    for place in ('"before"', '"after"'):
-        assert r2[f'network, "input" and {place}'] < ridge - 0.065
+    network = r2["network, no batch norm"]
+    assert network == pytest.approx(ridge, abs=0.02)
+    assert r2['network, "input"'] == pytest.approx(network, abs=0.01)
+    for place in ("before", "after"):
+        assert r2[f'network, "input" and "{place}"'] < network
+        assert np.median(example.chosen["input", "squared_error"]) == 1
+        assert np.median(example.chosen[("input", place), "squared_error"]) == 10
     assert example.correlation > 0.95
     errors = {key: np.mean(values) for key, values in example.errors.items()}
     for loss in ("squared_error", "poisson"):
@@ -466,7 +509,8 @@ def test_normalizers(run, alone):
     np.testing.assert_allclose(example.statistics["skbn"], example.exact, rtol=1e-14)
 
     assert max(example.far_errors["skbn"]) < 1e-6
-    assert example.far_errors["StandardScaler"][-1] > 1e-2
+    rounds_its_mean = parse_version(sklearn.__version__) >= parse_version("1.8")
+    assert (example.far_errors["StandardScaler"][-1] > 1e-2) == rounds_its_mean
 
 
 def test_drifting_stream(run):

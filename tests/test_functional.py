@@ -6,7 +6,6 @@ tests/test_properties.py.
 # SPDX-License-Identifier: BSD-3-Clause
 
 import copy
-import inspect
 import os
 import pickle
 import subprocess
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cases import each_dtype, read_only
+from cases import each_dtype, read_only, untyped_signature
 from formulas import ACTIVATIONS
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
@@ -79,7 +78,7 @@ def test_import_is_late():
 def test_signatures():
     """What may be given by position, and the defaults."""
     signatures = [
-        str(inspect.signature(function))
+        str(untyped_signature(function))
         for function in (batch_norm, batch_norm_backward, batch_norm_inference, moments)
     ]
     assert signatures == [

@@ -25,6 +25,7 @@ PYTHON = sorted(PACKAGE.rglob("*.py"))
 CYTHON = sorted([*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")])
 SOURCES = PYTHON + CYTHON
 FOLDERS = (PACKAGE, ROOT / "tests")
+STUBS = sorted(PACKAGE.rglob("*.pyi"))
 C = [
     p for folder in FOLDERS for p in sorted(folder.rglob("*")) if p.suffix in {".h", ".cu", ".cuh"}
 ]
@@ -131,6 +132,7 @@ PARTS = {
     "skbn._shuffle": "network",
     "skbn._training": "training",
     "skbn._sklearn_compat": "scikit-learn's private names",
+    "skbn._typing": "types",
     "skbn._devices": "users' arrays",
     "skbn._operands": "functional",
     "skbn.functional": "functional",
@@ -150,12 +152,13 @@ MAY_KNOW = {
     "network": {"shared"},
     "training": {"shared", "switch", "network", "scikit-learn's private names"},
     "users' arrays": {"switch", "scikit-learn's private names"},
-    "functional": {"shared", "switch", "users' arrays"},
+    "functional": {"shared", "switch", "users' arrays", "types"},
     "estimators": {
         *("shared", "switch", "network", "training", "users' arrays", "functional"),
-        "scikit-learn's private names",
+        *("scikit-learn's private names", "types"),
     },
     "scikit-learn's private names": set(),
+    "types": set(),
     "public names": {"estimators", "functional"},
 }
 
@@ -260,6 +263,7 @@ def test_importing_imports_no_optional_package():
     assert "skbn" in packages
     assert not packages & {"cuda", "cupy", "jax", "keras", "matplotlib", "pandas", "torch"}
     assert not [name for name in loaded.split() if name.startswith("skbn.backends.cuda.")]
+    assert "skbn._typing" not in loaded.split()  # for type checkers alone
 
 
 def test_the_version_is_written_once():
@@ -287,13 +291,44 @@ def test_every_cython_module_is_built():
     assert not [name for name in names if f'"{name}"' not in setup]
 
 
+def test_every_compiled_module_has_a_stub():
+    # .ci/stubs.py compares them with the modules.
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    levels = ["baseline", *re.findall(r'^    "(\w+)": \["-march', setup, re.MULTILINE)]
+    kernels = re.findall(r'^    "(\w+)": "skbn/.*pyx",$', setup, re.MULTILINE)
+    names = [f"skbn/backends/cpu/_{kernel}_{level}" for kernel in kernels for level in levels]
+    names += [name.replace(".", "/") for name in re.findall(r'extension\("([\w.]+)"', setup)]
+    assert {relative(stub) for stub in STUBS} == {f"{name}.pyi" for name in names}
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_late_names_are_known_to_type_checkers():
+    # Each of them is written twice: for type checkers, and to be loaded when it is asked for.
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (branch,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(ast.Module(branch.body, []))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed.pop("functional") == "skbn"
+    assert typed == skbn._LATE
+
+
+@pytest.mark.parametrize("name", skbn.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(skbn, name) is not None
+    assert name in dir(skbn)
+
+
 def test_no_flag_trades_accuracy_for_speed():
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     banned = ["fast-math", "Ofast", "funsafe-math", "fp:fast", "=native", "finite-math-only"]
     assert not [flag for flag in banned if flag in setup]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *C], ids=relative)
+@pytest.mark.parametrize("path", [*SOURCES, *STUBS, *C], ids=relative)
 def test_every_source_names_its_license(path):
     assert "SPDX-License-Identifier: BSD-3-Clause" in path.read_text(encoding="utf-8")[:3000]
 

@@ -79,17 +79,17 @@ def drift(stream, seed):
 
 
 # %%
-# Six ways to meet it
-# -------------------
-# Every batch is predicted first and learned from afterwards. Three ways need no labels, besides
-# doing nothing:
+# Seven ways to meet it
+# ---------------------
+# Every batch is predicted first and learned from afterwards. Networks without and with batch norm
+# on the input that learn nothing are two of them. Three learn without labels:
 #
 # - ``recalibrate`` on the last eight batches: new population statistics, the weights stay;
 # - a plain network behind a ``BatchNormTransformer(momentum=0.9)``, which follows the stream by a
 #   moving average, as Keras's layer does in training;
 # - the same with ``momentum=None``, to which all rows so far count the same.
 #
-# Two need them: ``partial_fit``, of a network with batch norm on its input and of one without.
+# Two need labels: ``partial_fit``, without batch norm and with it.
 
 
 class Fixed:

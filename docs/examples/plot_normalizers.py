@@ -281,8 +281,8 @@ for name, error in far_errors.items():
 # %%
 # A mean that is rounded to float32 is off by up to half the spacing of float32 numbers there, which
 # grows with the mean: the dashed line. StandardScaler's mean is float64, but ``transform`` rounds
-# it to the type of X. Here the mean is held in two parts and subtracted in two steps, and the error
-# is that of a few roundings at any distance.
+# it to the type of X (from scikit-learn 1.8 on). In skbn the mean is held in two parts and
+# subtracted in two steps, and the error is that of a few roundings at any distance.
 
 figure, ax = plt.subplots(figsize=(7, 4.6))
 ax.plot(ratios, ratios * np.finfo(np.float32).eps, color="0.75", lw=1, ls="--", zorder=0)

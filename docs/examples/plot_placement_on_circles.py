@@ -21,14 +21,6 @@ In the end a grid search chooses the placement together with the learning rate.
 
 # sphinx_gallery_thumbnail_number = 2
 
-# %%
-# The data
-# --------
-# Two circles, of radius 1 and 0.8, with so much noise that they overlap: 500 rows to train, 500 to
-# test, as in the tutorial. The distance of a row from the centre follows a Rice distribution, so
-# the best possible rule is known: it says "inner" up to the radius at which both circles are
-# equally likely. No network can be better, except by luck on a few rows.
-
 import warnings
 
 import matplotlib.pyplot as plt
@@ -53,6 +45,14 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# The data
+# --------
+# Two circles, of radius 1 and 0.8, with so much noise that they overlap: 500 rows to train, 500 to
+# test, as in the tutorial. The distance of a row from the centre follows a Rice distribution, so
+# the best possible rule is known: it says "inner" up to the radius at which both circles are
+# equally likely. No network can be better, except by luck on a few rows.
 
 noise, factor = 0.1, 0.8  # the factor is make_circles' own default
 X, y = make_circles(n_samples=1000, noise=noise, factor=factor, random_state=1)
@@ -253,12 +253,12 @@ def compare_with_keras(name, runs):
 comparison = {name: compare_with_keras(name, runs) for name, runs in results.items()}
 
 print("mean over the seeds; in brackets, minus Keras's, in standard errors of the difference")
-print(f"{'batch norm':22}" + "".join(f"{quantity:15}" for quantity in compared) + "epochs to 80%")
+print(f"{'batch norm':22}" + "".join(f"{quantity:14}" for quantity in compared) + "80% in")
 for name, differences in comparison.items():
     cells = (
         f"{results[name][key].mean():.3f} ({value:+.1f})" for key, value in differences.items()
     )
-    print(f"{name:22}" + "".join(f"{cell:15}" for cell in cells) + f"{median[name]:g}")
+    print(f"{name:22}" + "".join(f"{cell:14}" for cell in cells) + f"{median[name]:g}")
 
 # %%
 # The same in pictures. Dots are means with a standard deviation to either side, crosses are Keras.

@@ -13,21 +13,6 @@ apart: weights that still move, the noise of the batches, and statistics that la
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
-# %%
-# The same rows, two accuracies
-# -----------------------------
-# One hidden layer learns handwritten digits in mini-batches of 8, five times over, each time with
-# other weights and another split. ``partial_fit`` does one epoch. (A ``RandomState`` goes on from
-# call to call. With an integer every call would shuffle in the same way, and the network would meet
-# the same batches again and again.) After each epoch the training rows are scored
-
-# - as training saw them: ``train_scores_``, in training mode, before each step;
-# - in training mode again, in new mini-batches, but with the weights at rest;
-# - in inference mode, with the moving averages that ``partial_fit`` leaves;
-# - in inference mode, with the exact statistics of all training rows, as after ``fit``.
-#
-# Lines are means over the five, bands go from the least to the largest.
-
 import warnings
 from copy import deepcopy
 
@@ -51,6 +36,21 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# The same rows, two accuracies
+# -----------------------------
+# One hidden layer learns handwritten digits in mini-batches of 8, five times over, each time with
+# other weights and another split. ``partial_fit`` does one epoch. (A ``RandomState`` goes on from
+# call to call. With an integer every call would shuffle in the same way, and the network would meet
+# the same batches again and again.) After each epoch the training rows are scored
+#
+# - as training saw them: ``train_scores_``, in training mode, before each step;
+# - in training mode again, in new mini-batches, but with the weights at rest;
+# - in inference mode, with the moving averages that ``partial_fit`` leaves;
+# - in inference mode, with the exact statistics of all training rows, as after ``fit``.
+#
+# Lines are means over the five, bands go from the least to the largest.
 
 n_seeds, n_epochs = 5, 15
 X, y = load_digits(return_X_y=True)
@@ -117,7 +117,7 @@ ax.set(xlim=(0.5, n_epochs), ylim=(0.85, 1.008), xlabel="epoch", ylabel="accurac
 ax.set_title(f"Training says {said:.1%}; the same rows, predicted: {predicted:.1%}", fontsize=12)
 plt.show()
 
-print(f"test rows {tested:.1%}")
+print(f"test rows, predicted: {tested:.1%}")
 
 # %%
 # Taken by itself, the orange curve looks like underfitting: below the test rows. In truth the

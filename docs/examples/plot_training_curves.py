@@ -13,10 +13,6 @@ over the folds of a cross-validation.
 # SPDX-License-Identifier: BSD-3-Clause
 # Authors: The skbn developers
 
-# %%
-# A display takes one colour of matplotlib's property cycle for each name. These are of Okabe and
-# Ito, which colour-blind readers can tell apart.
-
 import warnings
 
 import matplotlib.pyplot as plt
@@ -39,6 +35,13 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+# %%
+# The network
+# -----------
+# Four times the same, but for the place of batch normalization. (A display takes one colour of
+# matplotlib's property cycle for each name; those above are of Okabe and Ito, which colour-blind
+# readers can tell apart.)
 
 placements = {"none": None, "input": "input", "before": "before", "after": "after"}
 X, y = load_digits(return_X_y=True)

@@ -36,6 +36,11 @@ def non_finite(array):
     return cuda.non_finite(array)
 
 
+def description():
+    """Return what computes here, by name: kernels, OpenMP, threads, CuPy and its card."""
+    return {**cpu.description(), **cuda.description()}
+
+
 def get_executor(device):
     """Return the executor class for a device.
 

@@ -4,7 +4,7 @@
 from importlib import import_module
 from importlib.util import find_spec
 
-from skbn.backends.cpu.processor import instruction_levels
+from skbn.backends.cpu.processor import has_openmp, instruction_levels
 
 # A compiler may have refused a level that the processor has.
 LEVELS = [level for level in instruction_levels() if find_spec(f"{__name__}._executor_{level}")]
@@ -25,3 +25,11 @@ def models_class(level):
 def array_functions(level):
     """Return the module that normalizes arrays, compiled for an instruction level."""
     return import_module(f"{__name__}._arrays_{level}")
+
+
+def description():
+    """Return what the kernels were compiled for, by name."""
+    from skbn.backends.cpu.threads import n_threads, openmp_library
+
+    openmp = openmp_library() if has_openmp() else "no: built for one thread"
+    return {"kernels": LEVELS[-1], "OpenMP": openmp, "threads": n_threads()}

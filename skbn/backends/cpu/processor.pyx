@@ -7,9 +7,11 @@ cdef extern from *:
     #include <omp.h>
     static int skbn_openmp(void) { return 1; }
     static int skbn_max_threads(void) { return omp_get_max_threads(); }
+    static size_t skbn_openmp_address(void) { return (size_t) omp_get_max_threads; }
     #else
     static int skbn_openmp(void) { return 0; }
     static int skbn_max_threads(void) { return 1; }
+    static size_t skbn_openmp_address(void) { return 0; }
     #endif
     #if defined(__x86_64__) && defined(__GNUC__)
     static int skbn_x86_64_v3(void) {
@@ -29,6 +31,7 @@ cdef extern from *:
     """
     int skbn_openmp()
     int skbn_max_threads()
+    size_t skbn_openmp_address()
     int skbn_x86_64_v3()
     int skbn_x86_64_v4()
 
@@ -41,6 +44,11 @@ def has_openmp():
 def openmp_max_threads():
     """Threads that OpenMP would use now: OMP_NUM_THREADS and limits set at run time count."""
     return skbn_max_threads()
+
+
+def openmp_address():
+    """Where ``omp_get_max_threads`` lies, which tells OpenMP libraries in one process apart; 0 without OpenMP."""
+    return skbn_openmp_address()
 
 
 def instruction_levels():

@@ -8,6 +8,7 @@ the last to leave restores it.
 """
 # SPDX-License-Identifier: BSD-3-Clause
 
+import ctypes
 import math
 import os
 import threading
@@ -18,7 +19,7 @@ from functools import cache
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
-from skbn.backends.cpu.processor import openmp_max_threads
+from skbn.backends.cpu.processor import openmp_address, openmp_max_threads
 
 # Seconds of work, on one thread, below which meeting at every layer costs more than others save.
 WORTH_A_TEAM = 100e-6
@@ -55,6 +56,15 @@ def n_threads():
         return 1
     limit = openmp_max_threads()
     return limit if "OMP_NUM_THREADS" in os.environ else min(limit, _n_cpus())
+
+
+def openmp_library():
+    """Return the path of our OpenMP library: of several in a process, the one that kernels call."""
+    for library in ThreadpoolController().select(user_api="openmp").lib_controllers:
+        function = library.dynlib.omp_get_max_threads
+        if ctypes.cast(function, ctypes.c_void_p).value == openmp_address():
+            return library.filepath
+    return "one that threadpoolctl does not know"
 
 
 class AtWork:

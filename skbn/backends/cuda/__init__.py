@@ -34,3 +34,8 @@ def non_finite(array):
     """Return whether NaN, and whether infinity, is in a matrix on the current card."""
     card = import_module(f"{__name__}.card").current()
     return import_module(f"{__name__}.checks").non_finite(card, array)
+
+
+def description():
+    """Return what CuPy and the current card are, by name; what is missing is said, not raised."""
+    return import_module(f"{__name__}.card").description()

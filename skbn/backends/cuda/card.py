@@ -60,6 +60,21 @@ def _card(number):
     return Card(number)
 
 
+def description():
+    """Return what CuPy and the current card are, by name; what is missing is said, not raised."""
+    try:
+        cupy = _cupy()
+    except ImportError as error:
+        missing = isinstance(error.__cause__, ModuleNotFoundError)
+        return {"CuPy": "not installed" if missing else f"not usable: {error.__cause__}"}
+    try:
+        card, runtime = current(), cupy.cuda.runtime
+        versions = f"driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}"
+        return {"CuPy": cupy.__version__, "card": f"{card.name} (CUDA {versions})"}
+    except RuntimeError as error:  # of CUDA too
+        return {"CuPy": cupy.__version__, "card": f"none: {error.__cause__ or error}"}
+
+
 class Graph:
     """Launches that were captured, to be done again and again at once."""
 

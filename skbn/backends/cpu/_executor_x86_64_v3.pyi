@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from skbn.backends.cpu._executor_baseline import *
