@@ -364,11 +364,8 @@ def draw_memory(plt, rows):
     return figure
 
 
-def main():
-    results = load()
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-    page = render_gpu(GPU_PAGE.read_text(encoding="utf-8"), load_gpu())
-    GPU_PAGE.write_text(page, encoding="utf-8")
+def write_figures(figures):
+    """Draw figures, and note in each what it was drawn from."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -376,7 +373,7 @@ def main():
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    for name, (rows, draw) in figures(results).items():
+    for name, (rows, draw) in figures.items():
         with plt.rc_context(STYLE):
             draw(plt, rows).savefig(RESULTS / name)
         about = PngInfo()
@@ -386,6 +383,14 @@ def main():
                 128, Image.Quantize.MAXCOVERAGE
             )  # a quarter of the bytes
         few_colours.save(RESULTS / name, optimize=True, pnginfo=about)
+
+
+def main():
+    results = load()
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    page = render_gpu(GPU_PAGE.read_text(encoding="utf-8"), load_gpu())
+    GPU_PAGE.write_text(page, encoding="utf-8")
+    write_figures(figures(results))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,20 @@ linkcheck_retries = 3
 
 GALLERY = [
     "plot_placement_on_circles.py",
-    "*",
+    "plot_training_curves.py",
+    "plot_training_and_inference_mode.py",
+    "plot_momentum_and_population_statistics.py",
+    "plot_batch_size_and_virtual_batches.py",
+    "plot_higher_learning_rates.py",
+    "plot_saturating_activations.py",
+    "plot_dropout_with_batch_norm.py",
+    "plot_scaler_or_input_norm.py",
+    "plot_diabetes_regression.py",
+    "plot_digits_softmax.py",
+    "plot_drifting_stream.py",
+    "plot_grid_search.py",
+    "plot_export.py",
+    "plot_normalizers.py",
 ]
 sphinx_gallery_conf = {
     "examples_dirs": "examples",

@@ -16,6 +16,7 @@ from scipy.sparse import issparse
 from sklearn.utils import check_random_state, gen_batches
 
 from skbn._shuffle import shuffle as shuffle_rows
+from skbn.backends.records import LayerKind
 
 WEIGHT_INITS = (
     "auto",
@@ -56,8 +57,8 @@ def seeded(random_state):
 def initialize_weights(network, weight_init, activation, random_state):
     """Draw the initial weights of every dense layer into ``network.params``.
 
-    Weights and bias are drawn layer by layer, in network order. A bias is drawn also where it is
-    then set to zero, so that what is drawn next does not depend on ``weight_init``.
+    Weights and bias are drawn layer by layer, in network order, also where they are then set to
+    zero, so that what is drawn next does not depend on ``weight_init`` or on placements.
 
     Parameters
     ----------
@@ -65,7 +66,10 @@ def initialize_weights(network, weight_init, activation, random_state):
         Its ``params`` are written.
     weight_init : str
         One of ``WEIGHT_INITS``. "auto" is scikit-learn's rule: uniform weights and biases within
-        ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010).
+        ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010);
+        but an output layer behind a batch norm starts at zero. Units of variance 1 through random
+        weights would be noise as large as the targets, which fitting the training rows does not
+        remove elsewhere.
         The others are Keras's rules with zero biases, but that normal draws are not truncated.
     activation : str
         Activation of the hidden layers.
@@ -92,6 +96,10 @@ def initialize_weights(network, weight_init, activation, random_state):
         intercept[...] = random_state.uniform(-bound, bound, fan_out)
         if weight_init != "auto":
             intercept[...] = 0.0
+    if weight_init == "auto" and any(
+        layer.kind == LayerKind.BATCH_NORM and layer.position == "after" for layer in network.layers
+    ):
+        network.coefs[-1][...] = network.intercepts[-1][...] = 0.0
 
 
 def rows_in_block(X):

@@ -140,8 +140,8 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
     random_state : int, RandomState instance or None, default=None
         Source of initial weights, shuffles, the split for early stopping and dropout. The same
-        int gives the same initial weights and mini-batches whatever `batch_norm` and `dropout`,
-        so placements are compared on equal terms.
+        int gives the same initial weights and mini-batches whatever `batch_norm` and `dropout`
+        (but for the output layer, see `weight_init`), so placements are compared on equal terms.
 
     tol : float, default=1e-4
         Improvement of the loss (or of the validation score) below which an epoch counts as
@@ -196,8 +196,9 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
     weight_init : str, default="auto"
         Initial weights: "auto" (scikit-learn's rule, Glorot's uniform bounds for weights and
-        biases), "he_uniform", "he_normal", "glorot_uniform", "glorot_normal" or "lecun_normal"
-        (biases zero).
+        biases; but with "after", behind a batch norm, the output layer starts at zero),
+        "he_uniform", "he_normal", "glorot_uniform", "glorot_normal" or "lecun_normal" (biases
+        zero).
 
     max_grad_norm : float or None, default=None
         Gradients whose Euclidean norm, over all parameters, is larger are scaled down to it.

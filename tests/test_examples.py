@@ -174,8 +174,8 @@ def test_momentum_and_population_statistics(run):
     assert min(errors[last][-1], errors[at_zero][-1]) > 10 > 2 > errors[short].max()
     assert errors[last][0] == errors[short][0] < 0.2 < 2 < errors[at_zero][0]  # the first step
     final = example.final
-    assert round(final[every], 2) == pytest.approx(0.97, abs=0.01)
-    assert round(final[last], 2) == pytest.approx(0.64, abs=0.04)
+    assert final[every] == pytest.approx(0.97, abs=0.02)
+    assert final[last] == pytest.approx(0.64, abs=0.04)
     assert final[short] == pytest.approx(final[every], abs=0.01)
     assert final[last] + 0.1 < final[at_zero] < final[short] - 0.05
     assert curves[at_zero][:60].max() < 0.35 < 0.65 < curves[last][20]
@@ -253,7 +253,7 @@ def test_higher_learning_rates(run):
         }
         for solver in ("sgd", "adam")
     )
-    assert all(values.shape == (11, 5) for values in example.scores["sgd"].values())
+    assert all(values.shape == (11, 4) for values in example.scores["sgd"].values())
     assert min(sgd["before"][third], sgd["after"][third]) > 0.75
     assert max(sgd["none"][third], sgd["input"][third]) < 0.25
     for small in range(3):
@@ -274,7 +274,7 @@ def test_higher_learning_rates(run):
         len([clf for clf in fits.flat if isinstance(clf, Exception)])
         for fits in example.networks["sgd"]
     ]
-    assert failed[0] == failed[2] == 0 < failed[1] < 10 < failed[3]
+    assert failed[0] == failed[2] == 0 < failed[1] < 8 < failed[3]
     assert all(isinstance(error, ValueError) for error in example.failed)
     assert "Training diverged in hidden layer" in str(example.failed[-1])
     assert "Training diverged" in example.printed
@@ -432,12 +432,15 @@ def test_diabetes_regression(run):
     assert 1 < example.one.best_iter_ == example.one.n_iter_ - example.one.n_iter_no_change - 1
     r2 = {name: np.mean(values) for name, values in example.r2.items()}
     ridge = r2.pop("ridge regression")
-    assert ridge == pytest.approx(0.489, abs=0.002)
+    assert max(r2.values()) < ridge
     assert r2["boosted trees"] < ridge - 0.02
-    assert r2['network, "input"'] == pytest.approx(ridge, abs=0.01)
-    assert r2["network, no batch norm"] == pytest.approx(ridge, abs=0.01)
-    for place in ('"before"', '"after"'):
-        assert r2[f'network, "input" and {place}'] < ridge - 0.065
+    network = r2["network, no batch norm"]
+    assert network == pytest.approx(ridge, abs=0.02)
+    assert r2['network, "input"'] == pytest.approx(network, abs=0.01)
+    for place in ("before", "after"):
+        assert r2[f'network, "input" and "{place}"'] < network
+        assert np.median(example.chosen["input", "squared_error"]) == 1
+        assert np.median(example.chosen[("input", place), "squared_error"]) == 10
     assert example.correlation > 0.95
     errors = {key: np.mean(values) for key, values in example.errors.items()}
     for loss in ("squared_error", "poisson"):

@@ -108,7 +108,7 @@ def test_draws_do_not_depend_on_what_is_compared(seed):
     plain = np.random.RandomState(seed)
     expected = initialized("auto", plain)
     for options in (
-        {"placements": ("input", "before", "after")},
+        {"placements": ("input", "before")},
         {"dropout": 0.5},
         {"dtype": np.float32},
     ):
@@ -118,6 +118,13 @@ def test_draws_do_not_depend_on_what_is_compared(seed):
             network.coefs + network.intercepts, expected.coefs + expected.intercepts, strict=True
         ):
             assert_array_equal(ours, theirs.astype(ours.dtype))
+        assert_array_equal(peek(other), peek(plain))
+    for options in ({}, {"dropout": 0.5}, {"dtype": np.float32}):
+        other = np.random.RandomState(seed)
+        network = initialized("auto", other, placements=("after",), **options)
+        assert_array_equal(network.coefs[0], expected.coefs[0].astype(network.dtype))
+        assert not network.coefs[-1].any()  # the output layer behind a batch norm
+        assert not network.intercepts[-1].any()
         assert_array_equal(peek(other), peek(plain))
     for weight_init in ("he_uniform", "glorot_uniform"):
         other = np.random.RandomState(seed)

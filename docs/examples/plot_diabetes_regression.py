@@ -48,12 +48,12 @@ X, y = load_diabetes(return_X_y=True, scaled=False)
 y = y / 100
 
 
-def network(batch_norm, *, loss="squared_error", random_state):
+def network(batch_norm, *, loss="squared_error", alpha=1.0, random_state):
     return MLPRegressorBN(
         loss,
         (20,),
         batch_norm=batch_norm,
-        alpha=1.0,
+        alpha=alpha,
         batch_size=32,
         learning_rate_init=0.003,
         max_iter=300,
@@ -81,9 +81,9 @@ plt.show()
 # %%
 # Beside others
 # -------------
-# Five folds, three times. Networks stop on a fifth of their training rows, which costs them data
-# that the others learn from. The penalty, the 20 units and the size of the trees were chosen by
-# hand, and on these folds.
+# Five folds, three times. A fifth of their training rows tells networks when to stop and which of
+# three L2 penalties to take; that costs them data which the others learn from. The 20 units and the
+# size of the trees were chosen by hand, and on these folds.
 
 
 def predict_folds(fit, seed, y_train=y):
@@ -105,23 +105,26 @@ def boosted_trees(train, y_train, seed):
     return model.fit(X[train], y_train[train])
 
 
+chosen = {}
+
+
 def stopped(batch_norm, loss="squared_error"):
-    """Fit a network that stops on a fifth of the rows."""
+    """Fit a network that stops, and chooses its penalty, on a fifth of the rows."""
 
     def fit(train, y_train, seed):
         train, val = train_test_split(train, test_size=0.2, random_state=seed)
-        model = network(batch_norm, loss=loss, random_state=seed)
-        if batch_norm is None:
-            # Without batch norm on the input somebody has to scale; X_val as well.
-            scaler = StandardScaler().fit(X[train])
-            model.fit(
-                scaler.transform(X[train]),
-                y_train[train],
-                X_val=scaler.transform(X[val]),
-                y_val=y_train[val],
+        # Without batch norm on the input somebody has to scale; else this one does nothing.
+        scaler = StandardScaler(with_mean=batch_norm is None, with_std=batch_norm is None)
+        X_train, X_val = scaler.fit_transform(X[train]), scaler.transform(X[val])
+        networks = [
+            network(batch_norm, loss=loss, alpha=alpha, random_state=seed).fit(
+                X_train, y_train[train], X_val=X_val, y_val=y_train[val]
             )
-            return make_pipeline(scaler, model)
-        return model.fit(X[train], y_train[train], X_val=X[val], y_val=y_train[val])
+            for alpha in (0.1, 1.0, 10.0)
+        ]
+        best = max(networks, key=lambda network: network.best_validation_score_)
+        chosen.setdefault((batch_norm, loss), []).append(best.alpha)
+        return make_pipeline(scaler, best)
 
     return fit
 
@@ -141,9 +144,12 @@ for name, values in r2.items():
     print(f"{name:30} R2 {np.mean(values):.3f} ± {np.std(values):.3f}")
 
 # %%
-# A linear model is hard to beat here. The network with batch norm on its input is as good as ridge
-# regression, no better; so is the one that has a StandardScaler instead. Norms in the hidden layer,
-# with so few rows and so straight a relation, cost seven points and more.
+# A linear model is hard to beat here, and on average no network beats it. Batch norm on the input
+# does what a StandardScaler does. In the hidden layer it asks for ten times the penalty, and then
+# gains nothing, or loses.
+
+for (batch_norm, _), values in chosen.items():
+    print(f"batch_norm={batch_norm!r}: median alpha {np.median(values):g}")
 
 figure, ax = plt.subplots(figsize=(7, 3.6))
 for height, (name, values) in enumerate(r2.items()):
@@ -152,7 +158,7 @@ for height, (name, values) in enumerate(r2.items()):
     ax.plot(np.mean(values), height, "|", ms=18, mew=3, color=colour)
 ax.set_yticks(range(len(r2)), [name.replace(", ", ",\n") for name in r2])
 ax.set(xlabel="R2 over five folds, three repetitions", ylim=(len(r2) - 0.5, -0.5))
-ax.set_title("As good as a linear model, at best")
+ax.set_title("A linear model is hard to beat")
 ax.grid(axis="x", color="0.92")
 plt.show()
 

@@ -44,7 +44,7 @@ plt.rcParams.update(
 # scikit-learn's wine: 178 rows, 13 columns of very different sizes, which nobody has scaled here.
 # With the automatic batch size all training rows are one mini-batch, so 200 epochs are 200 steps.
 
-n_seeds, n_steps = 10, 200
+n_seeds, n_steps = 6, 200
 
 
 def split(data, seed):
@@ -109,7 +109,7 @@ errors, accuracies = (
 
 # %%
 # The error of the averages, in standard deviations of each unit: root mean square over the 100
-# units, median over ten seeds and ten splits, with quartiles as a band.
+# units, median over six seeds and six splits, with quartiles as a band.
 
 colours = {
     "all training rows": "#0072b2",

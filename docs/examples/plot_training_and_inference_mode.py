@@ -117,7 +117,7 @@ ax.set(xlim=(0.5, n_epochs), ylim=(0.85, 1.008), xlabel="epoch", ylabel="accurac
 ax.set_title(f"Training says {said:.1%}; the same rows, predicted: {predicted:.1%}", fontsize=12)
 plt.show()
 
-print(f"test rows {tested:.1%}")
+print(f"test rows, predicted: {tested:.1%}")
 
 # %%
 # Taken by itself, the orange curve looks like underfitting: below the test rows. In truth the
