@@ -151,7 +151,7 @@ def on_a_card(results):
         for target in GPU_TARGETS:
             bounds = (bound_with_unit(target, key) for key in ("must", "aim"))
             lines.append([target.id, target.what, *bounds])
-        return f"All are {NOT_MEASURED}.\n\n{table(lines, markdown=True)}"
+        return f"What a card should reach; {NOT_MEASURED}:\n\n{table(lines, markdown=True)}"
     lines = [["id", "what: against what", "floor", "must", "aim", "reached", "met", "ours, ms"]]
     for target in GPU_TARGETS:
         row = measured.get((target.id, target.what))
