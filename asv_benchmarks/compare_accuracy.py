@@ -147,7 +147,7 @@ class KerasNormalization(Keras):
 class Scaler:
     """StandardScaler, whose statistics are float64."""
 
-    name = "StandardScaler"
+    name = "scikit-learn"
     has_epsilon = False
     gradient = None
 

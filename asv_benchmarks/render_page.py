@@ -140,12 +140,18 @@ def machines(results):
     return "\n".join(lines)
 
 
-NOT_MEASURED = "not yet measured on a card"
+NOT_MEASURED = "not measured yet"
 
 
 def on_a_card(results):
     """Every target of the GPU with its bounds, and what is reached where it was measured."""
     measured = {(row["id"], row["what"]): row for row in results["rows"]}
+    if not measured:
+        lines = [["id", "what: against what", "must", "aim"]]
+        for target in GPU_TARGETS:
+            bounds = (bound_with_unit(target, key) for key in ("must", "aim"))
+            lines.append([target.id, target.what, *bounds])
+        return f"What a card should reach; {NOT_MEASURED}:\n\n{table(lines, markdown=True)}"
     lines = [["id", "what: against what", "floor", "must", "aim", "reached", "met", "ours, ms"]]
     for target in GPU_TARGETS:
         row = measured.get((target.id, target.what))
@@ -175,7 +181,7 @@ def cards(results):
             f"clocks {sm}, of the memory {memory}; {about['processor']}, {about['cores']} cores; "
             f"Python {about['python']}, {about['packages']}."
         )
-    return "\n".join(lines) or "No figures yet."
+    return "\n".join(lines)
 
 
 def extremes(clocks, key):
@@ -229,6 +235,32 @@ STYLE = {
 }
 
 
+LEGIBLE = {"font.size": 12, "savefig.dpi": 150}  # at 7 inches: on a phone too
+
+# What a label can do without, beside its number; the page's tables have it.
+SHORTER = [
+    (r" eager| without batch norm|, forward and backward|,? each at its best.*|, all cores$", ""),
+    (r", SGD(?=: [KJ]|,)|, batch 256, Adam|, 16 candidates.*(?=:)", ""),
+    (r"Keras's fit on JAX, once compiled, an epoch.*", "Keras, epoch at once"),
+    (r"Keras's fit on JAX, once compiled", "Keras, compiled"),
+    (r"Keras's fit on JAX, compiling counted", "Keras, compiling"),
+    (r"JAX, an epoch in one lax.scan", "JAX, lax.scan"),
+    (r"2-50-1, (?=p)|, all cores(?=: one)| of 32 rows|batch norm of ", ""),
+    (r"1048576 x 64 \((.*)\)", r"\1"),
+    (r"784-512-512-10, (?=.*matrix)|an epoch of (?=784)|(?<=one) row| rows(?=: s)", ""),
+    (r"the bare matrix products", "products"),
+    (r", beside a busy process", ""),
+    (r"without it", "alone"),
+]
+
+
+def short(what):
+    """What a row times, in as few words as a figure has room for."""
+    for pattern, words in SHORTER:
+        what = re.sub(pattern, words, what)
+    return what
+
+
 def digest(rows):
     """What a figure was drawn from, for the test that it is up to date."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
@@ -263,7 +295,7 @@ def dots(ax, rows):
             va="center",
             color=colour,
         )
-    ax.set_yticks(range(len(rows)), [f"{row['what']}  {row['id']}" for row in rows])
+    ax.set_yticks(range(len(rows)), [f"{short(row['what'])}  {row['id']}" for row in rows])
     ax.set(xscale="log", ylim=(len(rows) - 0.4, -0.6))
     low, high = ax.get_xlim()
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low < t < high]
@@ -280,12 +312,10 @@ def draw_targets(plt, rows):
     rows = [row for row in rows if row["unit"] not in AMOUNTS and row["met"] != "-"]
     panels = {
         "How many times faster (more is better)": [row for row in rows if row["unit"] == FASTER],
-        "How many times slower than what stands behind the colon (less is better)": [
-            row for row in rows if row["unit"] != FASTER
-        ],
+        "How many times slower (less is better)": [row for row in rows if row["unit"] != FASTER],
     }
     heights = [len(panel) + 1 for panel in panels.values()]
-    size = (10.5, 1.2 + 0.235 * sum(heights))
+    size = (7, 1.6 + 0.3 * sum(heights))
     figure, axes = plt.subplots(2, 1, figsize=size, height_ratios=heights, layout="constrained")
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
         dots(ax, panel)
@@ -297,17 +327,19 @@ def draw_targets(plt, rows):
     marks = {"mfc": "white", "mec": "k", "ls": ""}
     handles.append(plt.Line2D([], [], marker="|", ms=10, label="bar (must)", **marks))
     handles.append(plt.Line2D([], [], marker="D", ms=4.5, label="aim", **marks))
-    figure.legend(handles=handles, loc="outside upper right", ncols=5, frameon=False)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 
 def draw_threads(plt, rows):
     """What a second thread brings, and what a busy neighbour takes."""
     panels = {
-        "C12: times faster on all cores": [row for row in rows if row["id"] == "C12"],
+        "C12: times faster on all cores (black: the bar)": [
+            row for row in rows if row["id"] == "C12"
+        ],
         "C13: times slower beside a busy process": [row for row in rows if row["id"] == "C13"],
     }
-    size = (9, 0.9 + 0.3 * sum(map(len, panels.values())))
+    size = (7, 1.2 + 0.36 * sum(map(len, panels.values())))
     figure, axes = plt.subplots(
         2, 1, figsize=size, height_ratios=[*map(len, panels.values())], layout="constrained"
     )
@@ -325,8 +357,8 @@ def draw_threads(plt, rows):
             ax.annotate(
                 three_digits(value), (end, y), (5, 0), textcoords="offset points", va="center"
             )
-        ax.set_yticks(range(len(panel)), [re.split(", all|:", row["what"])[0] for row in panel])
-        ax.set(title=f"{title} (black: the bar)", ylim=(len(panel) - 0.4, -0.6))
+        ax.set_yticks(range(len(panel)), [short(row["what"].partition(":")[0]) for row in panel])
+        ax.set(title=title, ylim=(len(panel) - 0.4, -0.6))
         ax.set_xlim(0, limit)
         ax.axvline(1, color="0.6", lw=0.8, zorder=0)
         ax.tick_params(axis="y", length=0)
@@ -342,13 +374,21 @@ def draw_memory(plt, rows):
         for who, name in [("ours", "skbn"), ("rival", rival)]:
             if who in row:
                 bars.setdefault(layout, {})[name] = row[who]["median"] * AMOUNTS["MB"]
-    figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     y, ticks = 0.0, {}
     for layout, group in bars.items():
         ticks[layout] = y + (len(group) - 1) / 2
         for name, value in group.items():
-            bar = ax.barh(y, value, 0.8, color=SIDES[name])
-            ax.bar_label(bar, [f"{name} {three_digits(value)}"], padding=4)
+            ax.barh(y, value, 0.8, color=SIDES[name])
+            side, shift = ("right", -4) if value > size / 4 else ("left", 4)  # in a long bar
+            ax.annotate(
+                f"{name} {three_digits(value)}",
+                (value, y),
+                (shift, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+            )
             y += 1
         y += 0.7
     floor = float(rows[0]["floor"])
@@ -364,8 +404,8 @@ def draw_memory(plt, rows):
     return figure
 
 
-def write_figures(figures):
-    """Draw figures, and note in each what it was drawn from."""
+def write_figures(figures, **style):
+    """Draw figures, and note in each what it was drawn from; ``style`` is added to STYLE."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -374,7 +414,7 @@ def write_figures(figures):
     from PIL.PngImagePlugin import PngInfo
 
     for name, (rows, draw) in figures.items():
-        with plt.rc_context(STYLE):
+        with plt.rc_context(STYLE | style):
             draw(plt, rows).savefig(RESULTS / name)
         about = PngInfo()
         about.add_text("Description", digest(rows))
@@ -390,7 +430,7 @@ def main():
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     page = render_gpu(GPU_PAGE.read_text(encoding="utf-8"), load_gpu())
     GPU_PAGE.write_text(page, encoding="utf-8")
-    write_figures(figures(results))
+    write_figures(figures(results), **LEGIBLE)
 
 
 if __name__ == "__main__":

@@ -701,7 +701,11 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     @property
     def batch_norms_(self) -> list[BatchNormRecord]:
-        """Batch normalizations."""
+        """One record a norm, in network order.
+
+        Each has position, layer, gamma, beta, and the moving and the population's mean and
+        variance.
+        """
         return self._fitted_network("batch_norms_").batch_norms
 
     def _fitted_network(self, attribute):

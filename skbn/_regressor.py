@@ -116,7 +116,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
 
         - "constant": `learning_rate_init`.
         - "invscaling": divided by ``t ** power_t``; for ``solver="sgd"`` only.
-        - "adaptive": divided by 5 whenever training stops to improve; for ``solver="sgd"`` only.
+        - "adaptive": divided by 5 whenever training stops improving; for ``solver="sgd"`` only.
         - "cosine": down to 0 along half a cosine over `max_iter` epochs [3]_.
         - "onecycle": up from 1/25 of `learning_rate_init` to all of it over the first 30% of
           `max_iter` epochs, then down to 4e-6 of it, along half cosines [4]_.
@@ -161,7 +161,7 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         Whether momentum of ``solver="sgd"`` is Nesterov's.
 
     early_stopping : bool, default=False
-        Whether to stop when the validation score stops to improve, and to restore the weights and
+        Whether to stop when the validation score stops improving, and to restore the weights and
         statistics of the best epoch. The validation set is `X_val` if given to `fit`, else
         `validation_fraction` of the training rows.
 
@@ -172,8 +172,8 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         Decay of the first moment, for ``solver="adam"``.
 
     beta_2 : float, default=0.999
-        Decay of the second moment, for ``solver="adam"`` and ``solver="rmsprop"`` (whose custom
-        is 0.9).
+        Decay of the second moment, for ``solver="adam"`` and ``solver="rmsprop"`` (where 0.9
+        is usual).
 
     epsilon : float, default=1e-8
         Added to the root of the second moment, for ``solver="adam"`` and ``solver="rmsprop"``.
@@ -207,9 +207,9 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
     device : {None, "cpu", "cuda"}, default=None
         Where to compute; None is where `X` lies. "cuda" is CuPy's current card, to which an `X` in
         NumPy is copied. An `X` that lies on a card (CuPy's, or another library's by DLPack) stays
-        there, and results are on that card and of that library. NumPy's are labels that are no
-        numbers and all fitted attributes, so a model predicts on either device, whichever it was
-        fitted on. `y` and weights may lie on either side and are read on the processor.
+        there, and results are on that card and of that library. All fitted attributes
+        are NumPy's, so a model predicts on either device, whichever it was fitted on. `y` and
+        weights may lie on either side and are read on the processor.
 
     Attributes
     ----------
@@ -221,9 +221,12 @@ class MLPRegressorBN(RegressorMixin, BaseMLPBN):
         the mean subtraction cancels them.
 
     batch_norms_ : list of BatchNormRecord
-        One record a batch normalization, in network order: `position`, `layer`, `gamma`, `beta`,
-        `moving_mean`, `moving_var`, `population_mean`, `population_var`. The population
-        statistics are None where predictions use the moving ones.
+        One record a norm, in network order, a named tuple. `position`: "input", "before" or
+        "after". `layer`: index of the hidden layer; -1 for the input. `gamma`, `beta`: scale and
+        shift of shape (n_units,); ones and zeros where they are not learned. `moving_mean`,
+        `moving_var`: bias-corrected moving statistics of the mini-batches; the variance is the
+        biased one. `population_mean`, `population_var`: those of all training rows; None where
+        predictions use the moving ones.
 
     loss_ : float
         Loss of the last epoch, measured in training mode, penalty included.

@@ -149,7 +149,7 @@ def batch_norm(
     """Batch normalization with the statistics of x, as in training.
 
     ``activation((x - mean) / sqrt(var + epsilon) * gamma + beta)``, with mean and biased variance
-    over all axes but those in ``axis`` (Ioffe & Szegedy, 2015, algorithm 1).
+    over all axes but those in ``axis`` (algorithm 1 of [1]_).
 
     Parameters
     ----------

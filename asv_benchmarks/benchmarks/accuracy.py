@@ -42,7 +42,7 @@ class HostileColumnBenchmark(Benchmark):
     unit = "relative error"
     param_names = ("side", "column", "dtype")
     params = (
-        [side.name for side in SIDES if WITH_RIVALS or side.name in ("skbn", "StandardScaler")],
+        [side.name for side in SIDES if WITH_RIVALS or side.name in ("skbn", "scikit-learn")],
         tuple(COLUMNS),
         ALL_DTYPES,
     )
