@@ -15,9 +15,10 @@ network without batch normalization. Then: what does it confuse, and which digit
 # sphinx_gallery_thumbnail_number = 3
 
 # %%
-# Both networks start from the same weights and see the same batches, ten times over.
-# ``bn_momentum`` has Keras's sense: the share of the moving statistics that every batch leaves in
-# place. (What PyTorch calls 0.1 is 0.9 here.) ``X_val`` and ``y_val`` only record a curve.
+# Both networks start from the same hidden weights and see the same batches, ten times over. (The
+# output layer starts at zero where batch norm stands in front of it.) ``bn_momentum`` has Keras's
+# sense: the share of the moving statistics that every batch leaves in place. (What PyTorch calls
+# 0.1 is 0.9 here.) ``X_val`` and ``y_val`` only record a curve.
 
 import warnings
 
@@ -77,9 +78,9 @@ for name, fits in networks.items():
 # %%
 # The first epochs
 # ----------------
-# They are what batch normalization changes most: nine points of accuracy after the first. In the end
-# it is still ahead on the test rows, by three digits of 450 on average, and on the training rows
-# the plain network has the lower loss. (The validation curve is recorded with the moving
+# They are what batch normalization changes most: nine points of accuracy after the first. In the
+# end it is still ahead on the test rows, by three digits of 450 on average, and on the training
+# rows the plain network has the lower loss. (The validation curve is recorded with the moving
 # statistics; when training ends, exact statistics of all training rows take their place, and the
 # scores printed are theirs.)
 

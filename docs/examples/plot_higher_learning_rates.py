@@ -191,10 +191,10 @@ for name, values in early.items():
     print(f"{name:6} {means.max():.3f} at {rates[means.argmax()]:.4f}")
 
 # %%
-# With batch normalization before the activations, one epoch at the best rate comes within a point of
-# the plain network after ten, and after them within three points. There the smallest rates are not
-# lost either: three digits of four are right at 0.0001, because the output layer starts at zero and
-# what it has learned decides, however little it is.
+# With batch normalization before the activations, one epoch at the best rate comes within a point
+# of the plain network after ten, and after them within three points. There the smallest rates are
+# not lost either: three digits of four are right at 0.0001, because the output layer starts at zero
+# and what it has learned decides, however little it is.
 
 # %%
 # Why a step that is too large does less harm
