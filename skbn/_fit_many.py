@@ -170,7 +170,8 @@ def _check_estimators(estimators):
         if getattr(type(estimator), "fit", None) not in fits:
             raise TypeError(
                 "fit_many fits MLPClassifierBN and MLPRegressorBN, but estimators"
-                f"[{index}] is {estimator!r}. What else X has to go through comes before."
+                f"[{index}] is {estimator!r}. Pass the networks themselves, and X as what comes "
+                "before them leaves it."
             )
     if len({id(estimator) for estimator in estimators}) < len(estimators):
         raise ValueError("The same object is more than once among the estimators; use clone.")

@@ -216,6 +216,10 @@ def test_recalibrate(card, blobs):
     assert_same_fit(est.recalibrate(card.upload(X * 3)), expected.recalibrate(X * 3), np.float64)
 
 
+# For what executors measure: how long a step takes decides how many of them make a call.
+ONE_SECOND = property(lambda self: 1.0, lambda self, measured: None)
+
+
 @pytest.mark.parametrize("way", ["epochs", "steps"])
 @each_kind
 def test_no_bit_depends_on_the_clock(kind, way, card, blobs, monkeypatch):
@@ -223,9 +227,8 @@ def test_no_bit_depends_on_the_clock(kind, way, card, blobs, monkeypatch):
     X, y = blobs(200)
     if way == "steps":
         X = csr_array(X)  # which no small network takes whole
-    one_second = property(lambda self: 1.0, lambda self, measured: None)
-    monkeypatch.setattr(CUDAExecutor, "seconds_per_step", one_second, raising=False)
-    monkeypatch.setattr(epochs.Models, "seconds_per_batch", one_second, raising=False)
+    monkeypatch.setattr(CUDAExecutor, "seconds_per_step", ONE_SECOND, raising=False)
+    monkeypatch.setattr(epochs.Models, "seconds_per_batch", ONE_SECOND, raising=False)
     ests = []
     for n_steps in (100, 2, 3, 5):
         for module in (executor, epochs):
@@ -239,6 +242,8 @@ def test_no_bit_depends_on_the_clock(kind, way, card, blobs, monkeypatch):
 def test_graphs_do_what_launches_do(in_graphs, card, blobs, monkeypatch):
     """Not a bit differs; and there are graphs, of many steps and of one."""
     X, y = blobs(300)
+    monkeypatch.setattr(CUDAExecutor, "seconds_per_step", ONE_SECOND, raising=False)
+    monkeypatch.setattr(executor, "SECONDS_PER_CALL", 100)
     captured = []
     capture = type(card).capture
     monkeypatch.setattr(

@@ -339,3 +339,16 @@ def test_lines_of_c_are_clean(path):
     text = path.read_text(encoding="utf-8")
     assert text.endswith("\n")
     assert not re.findall(r"^.{129,}$|^.*[ \t]$|\t", text, re.MULTILINE)
+
+
+def test_sources_that_are_not_compiled_say_so(tmp_path):
+    """Whoever has installed skbn and starts Python in the folder of its sources is told."""
+    for file in (ROOT / "skbn").rglob("*.py"):
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    process = subprocess.run(
+        [sys.executable, "-c", "import skbn"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode
+    assert "go to another folder, or compile here" in process.stderr

@@ -15,9 +15,10 @@ network without batch normalization. Then: what does it confuse, and which digit
 # sphinx_gallery_thumbnail_number = 3
 
 # %%
-# Both networks start from the same weights and see the same batches, ten times over.
-# ``bn_momentum`` has Keras's sense: the share of the moving statistics that every batch leaves in
-# place. (What PyTorch calls 0.1 is 0.9 here.) ``X_val`` and ``y_val`` only record a curve.
+# Both networks start from the same hidden weights and see the same batches, ten times over. (The
+# output layer starts at zero where batch norm stands in front of it.) ``bn_momentum`` has Keras's
+# sense: the share of the moving statistics that every batch leaves in place. (What PyTorch calls
+# 0.1 is 0.9 here.) ``X_val`` and ``y_val`` only record a curve.
 
 import warnings
 
@@ -77,11 +78,11 @@ for name, fits in networks.items():
 # %%
 # The first epochs
 # ----------------
-# They are what batch normalization changes most: ten points of accuracy after the first. In the end
-# both networks are equally good on the test rows, within their spread, and on the training rows the
-# plain one has the lower loss. (The validation curve is recorded with the moving statistics; when
-# training ends, exact statistics of all training rows take their place, and the scores printed are
-# theirs.)
+# They are what batch normalization changes most: nine points of accuracy after the first. In the
+# end it is still ahead on the test rows, by three digits of 450 on average, and on the training
+# rows the plain network has the lower loss. (The validation curve is recorded with the moving
+# statistics; when training ends, exact statistics of all training rows take their place, and the
+# scores printed are theirs.)
 
 figure, axes = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True)
 curves = {"validation_scores_": axes[0], "loss_curve_": axes[1]}
@@ -91,7 +92,7 @@ for fits, colour in zip(networks.values(), (GREY, BLUE), strict=True):
         epochs = np.arange(1, len(runs) + 1)
         ax.plot(epochs, runs, color=colour, lw=0.6, alpha=0.5)
         ax.plot(epochs, runs.mean(axis=1), color=colour, lw=2.5)
-axes[0].set(title="Ten points ahead after one epoch, level in the end", ylim=(0.75, 1))
+axes[0].set(title="Nine points ahead after one epoch, less than one in the end", ylim=(0.75, 1))
 axes[0].set(ylabel="test accuracy")
 axes[0].annotate("no batch norm", (8, 0.85), color=GREY, weight="bold")
 axes[0].annotate("batch norm after each activation", (8, 0.9), color=BLUE, weight="bold")

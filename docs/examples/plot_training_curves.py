@@ -120,13 +120,14 @@ cv_results = {
     for name, batch_norm in placements.items()
 }
 epochs = {name: [fit.n_iter_ for fit in cv["estimator"]] for name, cv in cv_results.items()}
+epochs["next to activations"] = epochs["before"] + epochs["after"]
 ranges = {name: f"{min(counts)} to {max(counts)}" for name, counts in epochs.items()}
 
 figure, axes = plt.subplots(2, figsize=(6.4, 8.4), sharex=True)
 TrainingCurveDisplay.from_cv_results(
     cv_results, ax=axes, kind="both", log_scale=True, mark_best=True
 )
-title = f"After each activation, done in {ranges['after']} epochs, not {ranges['none']}"
+title = f"Next to activations: {ranges['next to activations']} epochs, not {ranges['none']}"
 axes[0].set(title=title, xlabel="")
 plt.show()
 

@@ -4,7 +4,13 @@
 from importlib import import_module
 from importlib.util import find_spec
 
-from skbn.backends.cpu.processor import has_openmp, instruction_levels
+try:
+    from skbn.backends.cpu.processor import has_openmp, instruction_levels
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "The compiled part of skbn is missing. In the folder of skbn's sources Python finds these, "
+        "and not what is installed: go to another folder, or compile here, `pip install -e .`."
+    ) from error
 
 # A compiler may have refused a level that the processor has.
 LEVELS = [level for level in instruction_levels() if find_spec(f"{__name__}._executor_{level}")]
