@@ -254,7 +254,8 @@ def jobs(chosen, n_repeats, among=AMONG):
             yield from ((data, regime, name, None, repeats) for regime in regimes)
         for name in among:
             settings = [key for key in SETTINGS if "bn_" not in key or name != NONE]
-            settings.append(OUTPUT_FROM_ZERO)
+            if "after" not in name:  # where it starts so by default
+                settings.append(OUTPUT_FROM_ZERO)
             if data.is_regression:
                 settings.append(TARGET_AS_IT_IS)
             yield from ((data, STANDARDIZED, name, setting) for setting in settings)

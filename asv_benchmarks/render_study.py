@@ -42,6 +42,7 @@ from skbn import MLPClassifierBN, MLPRegressorBN
 TEMPLATE = Path(__file__).parent / "templates" / "does_it_help.md"
 PAGE = RESULTS.parents[1] / "does_it_help.md"
 N_RESAMPLES = 10_000
+DRAWN = 'weight_init="glorot_uniform"'
 FLOOR = 0.001  # errors below this count as this
 KINDS = {
     "classification": [data.name for data in DATA if not data.is_regression],
@@ -440,19 +441,13 @@ def best_placement(study, sets):
 
 def output_layer(study):
     """What the output layer's initial weights have to do with it."""
-    how = (study, KINDS["regression"], [STANDARDIZED], "after", "after")
-    from_zero = Compared(*how, (OUTPUT_FROM_ZERO, None))
-    drawn = Compared(*how, ('weight_init="glorot_uniform"', None))
-    if from_zero.high < 1:
-        return (
-            "Behind units of variance 1, an output layer with scikit-learn's initial weights "
-            "begins as noise that is larger than the targets; begun at zero, the error would be "
-            f"{from_zero.times} as large."
-        )
+    sets = KINDS["regression"]
+    drawn = Compared(study, sets, [STANDARDIZED], "after", "after", (DRAWN, None))
     if drawn.low > 1:
         return (
-            "The output layer behind a batch norm starts at zero for their sake: drawn as "
-            f"scikit-learn draws it, the error would be {drawn.times} as large."
+            "Behind units of variance 1, an output layer with scikit-learn's initial weights "
+            "begins as noise that is larger than the targets, so it starts at zero; drawn within "
+            f"Glorot's bounds like the other layers, they would have {drawn.times} the error."
         )
     return ""
 
