@@ -68,8 +68,8 @@ def initialize_weights(network, weight_init, activation, random_state):
         One of ``WEIGHT_INITS``. "auto" is scikit-learn's rule: uniform weights and biases within
         ``sqrt(6 / (fan_in + fan_out))``, 2 instead of 6 for logistic units (Glorot & Bengio, 2010);
         but an output layer behind a batch norm starts at zero. Units of variance 1 through random
-        weights would be noise as large as the targets, which fitting the training rows does not
-        remove elsewhere.
+        weights would be noise as large as the targets, and training removes it only where there are
+        rows.
         The others are Keras's rules with zero biases, but that normal draws are not truncated.
     activation : str
         Activation of the hidden layers.

@@ -808,6 +808,8 @@ def ctrl_c():
         os.kill(os.getpid(), signal.SIGINT)
 
     timers = []
+    # Shells start what runs in the background with a deaf ear for it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def arrange(seconds):
         timers.append(threading.Timer(seconds, press))
@@ -818,6 +820,7 @@ def ctrl_c():
     for timer in timers:
         timer.cancel()
         timer.join()
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to oneself")
