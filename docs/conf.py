@@ -41,9 +41,8 @@ nitpick_ignore_regex = [(r"py:\w+", r"(sklearn|numpy|scipy|matplotlib)\b.*")]
 
 # ------------------------------------------------------------------------------------------ pages
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "substitution"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
 
 
 def measured():
@@ -76,7 +75,7 @@ if tags.has("online"):  # noqa: F821  (Sphinx puts it there)
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
 
-# Pages link to the tests that show what they claim, and the sites of others come and go.
+# Anchors of other sites are often made by scripts, which a check does not run.
 linkcheck_anchors = False
 linkcheck_retries = 3
 
@@ -124,7 +123,7 @@ html_title = "skbn"
 html_static_path = ["_static"]
 html_css_files = ["skbn.css"]
 html_logo = "_static/logo.svg"
-html_favicon = "_static/favicon.svg"
+html_favicon = html_logo
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

@@ -218,7 +218,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
-        "batch_norm": [object],  # _placements says it better
+        "batch_norm": [str, tuple, list, None],  # _placements looks closer and says it better
         "bn_momentum": [Interval(Real, 0, 1, closed="left"), None],
         "bn_epsilon": [Interval(Real, 0, None, closed="left")],
         "bn_center": ["boolean"],
@@ -280,7 +280,7 @@ class BaseMLPBN(CallbackSupportMixin, BaseEstimator):
 
     def _placements(self):
         given = self.batch_norm
-        given = () if given is None else given if isinstance(given, tuple | list) else (given,)
+        given = () if given is None else (given,) if isinstance(given, str) else tuple(given)
         unknown = [placement for placement in given if placement not in PLACEMENTS]
         if unknown or len(set(given)) != len(given):
             raise ValueError(
